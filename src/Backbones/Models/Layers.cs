@@ -1,0 +1,99 @@
+using MambaVL.Checkpoints;
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+using F = TorchSharp.torch.nn.functional;
+
+namespace MambaVL.Models;
+
+// The leaves that every model here is made of. TorchSharp's own Linear, LayerNorm and Embedding fill themselves with
+// random numbers when they are built; these take their parameters from a ParameterScope instead.
+
+/// <summary>First values of parameters.</summary>
+internal static class Initial
+{
+    public static void Zeros(Tensor t) => t.zero_();
+
+    public static void Ones(Tensor t) => t.fill_(1);
+
+    /// <summary>Normal with the given standard deviation.</summary>
+    public static Action<Tensor> Normal(double std) => t => t.normal_(0, std);
+
+    /// <summary>Uniform within 1/sqrt(fanIn), what PyTorch gives a Linear.</summary>
+    public static Action<Tensor> FanIn(long fanIn) => t => t.uniform_(-1 / Math.Sqrt(fanIn), 1 / Math.Sqrt(fanIn));
+}
+
+/// <summary>y = x Wᵀ + b</summary>
+internal sealed class Linear : nn.Module<Tensor, Tensor>
+{
+    public readonly Parameter weight; // (out, in)
+    public readonly Parameter? bias;  // (out)
+
+    public Linear(ParameterScope p, long inFeatures, long outFeatures, bool hasBias = true,
+        Action<Tensor>? initial = null, Action<Tensor>? initialBias = null, bool biasFloat32 = false) : base(nameof(Linear))
+    {
+        weight = p.Take(nameof(weight), [outFeatures, inFeatures], initial ?? Initial.FanIn(inFeatures));
+        if (hasBias) bias = p.Take(nameof(bias), [outFeatures], initialBias ?? Initial.Zeros, biasFloat32);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor x) => F.linear(x, weight, bias);
+}
+
+/// <summary>A table of vectors, one for each id.</summary>
+internal sealed class Embedding : nn.Module<Tensor, Tensor>
+{
+    public readonly Parameter weight; // (vocab, d)
+
+    public Embedding(ParameterScope p, long vocabularySize, long width, double std = 0.02) : base(nameof(Embedding))
+    {
+        weight = p.Take(nameof(weight), [vocabularySize, width], Initial.Normal(std));
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor ids)
+    {
+        using var flat = ids.reshape(-1);
+        using var rows = weight.index_select(0, flat);
+        return rows.reshape([.. ids.shape, weight.shape[1]]); // (...) -> (..., d)
+    }
+}
+
+/// <summary>LayerNorm, or RMSNorm when it is built without a bias.</summary>
+internal sealed class Norm : nn.Module<Tensor, Tensor>
+{
+    public readonly Parameter weight; // (d)
+    public readonly Parameter? bias;  // (d); its absence is what makes an RMSNorm
+    public readonly double eps;
+
+    public Norm(ParameterScope p, long width, double eps, NormKind kind) : base(nameof(Norm))
+    {
+        this.eps = eps;
+        weight = p.Take(nameof(weight), [width], Initial.Ones);
+        if (kind == NormKind.LayerNorm) bias = p.Take(nameof(bias), [width], Initial.Zeros);
+        RegisterComponents();
+    }
+
+    // Computed in float32 whatever the input's precision, as mamba_ssm and transformers do; the result has the weight's.
+    public override Tensor forward(Tensor x)
+    {
+        using var scope = NewDisposeScope();
+        var wide = x.to(ScalarType.Float32);
+        Tensor y;
+        if (bias is not null)
+            y = F.layer_norm(wide, [wide.shape[^1]], weight.to(ScalarType.Float32), bias.to(ScalarType.Float32), eps);
+        else
+            y = wide * rsqrt(wide.square().mean([-1], keepdim: true) + eps) * weight.to(ScalarType.Float32);
+        return y.to(weight.dtype).MoveToOuterDisposeScope();
+    }
+}
+
+/// <summary>The two normalisations of the language models.</summary>
+public enum NormKind
+{
+    /// <summary>x / rms(x), scaled.</summary>
+    RmsNorm,
+
+    /// <summary>(x - mean) / standard deviation, scaled and shifted.</summary>
+    LayerNorm,
+}
