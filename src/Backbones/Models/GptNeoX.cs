@@ -239,7 +239,7 @@ internal sealed class GptNeoXBody : nn.Module
     /// <param name="embeddings">(b, l, d).</param>
     /// <param name="pattern">Who sees whom, to broadcast to (b, h, l, t); null: causal.</param>
     /// <param name="state">One row's cache, which the new keys and values join; null: none.</param>
-    /// <param name="hiddenStates">Receives the input of each layer.</param>
+    /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
     public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
     {
         var (cos, sin) = RotaryTables(state?.Length ?? 0, embeddings.shape[1]);
@@ -250,6 +250,7 @@ internal sealed class GptNeoXBody : nn.Module
             using var input = x;
             x = layers[i].Run(input, cos, sin, pattern, state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
         }
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
     }
 

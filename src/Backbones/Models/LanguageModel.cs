@@ -28,8 +28,9 @@ public abstract class LanguageModel : nn.Module
     /// <param name="embeddings">[b, l, d], from <see cref="Embed"/> or a connector; taken to the precision of the weights.</param>
     /// <param name="attentionMask">[b, l] of 1 (a token) and 0 (padding), or null where every position is a token.
     /// Logits at padding mean nothing. Mamba reads left to right: it takes padding on the right only.</param>
-    /// <param name="hiddenStates">When given, receives the embeddings, the output of each layer, and (in place of the
-    /// last layer's) the output of the final norm, as transformers' <c>output_hidden_states</c> does; owned by the caller.</param>
+    /// <param name="hiddenStates">When given, receives the embeddings, the output of each layer, and the output of the
+    /// final norm, all [b, l, d]; owned by the caller. (Of these, transformers leaves out the embeddings for Mamba, and
+    /// the last layer's output for GPT-NeoX.)</param>
     /// <exception cref="ArgumentException">An argument has another shape.</exception>
     public abstract Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null);
 

@@ -224,7 +224,7 @@ internal sealed class MambaBackbone : nn.Module
     /// <summary>All layers, without the final norm: (b, l, d) -> (b, l, d).</summary>
     /// <param name="embeddings">(b, l, d).</param>
     /// <param name="state">One row's state, moved on; null: each row starts from nothing.</param>
-    /// <param name="hiddenStates">Receives the input of each layer.</param>
+    /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
     public Tensor Layers(Tensor embeddings, MambaState? state, IList<Tensor>? hiddenStates)
     {
         var dtype = embedding.weight.dtype;
@@ -235,6 +235,7 @@ internal sealed class MambaBackbone : nn.Module
             using var input = x;
             x = layers[i].Run(input, state is null ? null : (state.Convolution[i], state.Scan[i]));
         }
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
     }
 }
