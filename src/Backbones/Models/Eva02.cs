@@ -30,17 +30,17 @@ public sealed class Eva02 : VisionEncoder
     private readonly Norm? fc_norm; // where a classifier pools the patches; the features do not pass through it
 
     /// <summary>Builds the encoder from the parameters of <paramref name="p"/>.</summary>
-    /// <exception cref="InvalidDataException">The configuration contradicts itself.</exception>
+    /// <exception cref="ArgumentException">The configuration contradicts itself, or holds an impossible size.</exception>
     public Eva02(Eva02Config config, ParameterScope p) : base(nameof(Eva02))
     {
         ArgumentNullException.ThrowIfNull(config);
-        config.Validate();
+        config.ThrowIfImpossible();
         _config = config;
         _rotaryTables = new(config.Width / config.Heads, config.ReferenceGrid);
         var grid = config.ImageSize / config.PatchSize;
         patch_embed = new(p[nameof(patch_embed)], config);
         cls_token = p.Take(nameof(cls_token), [1, 1, config.Width], Initial.Normal(0.02));
-        pos_embed = p.Take(nameof(pos_embed), [1, 1 + grid * grid, config.Width], Initial.Normal(0.02));
+        pos_embed = p.Take(nameof(pos_embed), [1, 1 + (long)grid * grid, config.Width], Initial.Normal(0.02));
         blocks = new([.. Enumerable.Range(0, config.Depth).Select(i => new Eva02Block(p[nameof(blocks)][i], config))]);
         if (config.FinalNorm) norm = new(p[nameof(norm)], config.Width, Eva02Config.NormEps, NormKind.LayerNorm);
         else fc_norm = new(p[nameof(fc_norm)], config.Width, Eva02Config.NormEps, NormKind.LayerNorm);
@@ -117,7 +117,7 @@ public sealed class Eva02 : VisionEncoder
 /// <summary>Cuts the image into patches and projects each of them.</summary>
 internal sealed class Eva02PatchEmbedding : nn.Module<Tensor, Tensor>
 {
-    private readonly Eva02PatchProjection proj;
+    private readonly PatchProjection proj;
 
     public Eva02PatchEmbedding(ParameterScope p, Eva02Config config) : base(nameof(Eva02PatchEmbedding))
     {
@@ -126,27 +126,6 @@ internal sealed class Eva02PatchEmbedding : nn.Module<Tensor, Tensor>
     }
 
     public override Tensor forward(Tensor images) => proj.forward(images);
-}
-
-/// <summary>A convolution whose stride is its kernel: one product for each patch.</summary>
-internal sealed class Eva02PatchProjection : nn.Module<Tensor, Tensor>
-{
-    private readonly Parameter weight; // (d, 3, patch, patch)
-    private readonly Parameter? bias;  // (d)
-
-    public Eva02PatchProjection(ParameterScope p, int patchSize, long width, bool hasBias) : base(nameof(Eva02PatchProjection))
-    {
-        weight = p.Take(nameof(weight), [width, 3, patchSize, patchSize], Initial.FanIn(3L * patchSize * patchSize));
-        if (hasBias) bias = p.Take(nameof(bias), [width], Initial.Zeros);
-        RegisterComponents();
-    }
-
-    public override Tensor forward(Tensor images)
-    {
-        using var scope = NewDisposeScope();
-        var patches = F.conv2d(images, weight, bias, strides: [weight.shape[2], weight.shape[3]]); // (b, d, rows, cols)
-        return patches.flatten(2).transpose(1, 2).MoveToOuterDisposeScope();                       // (b, n, d)
-    }
 }
 
 /// <summary>Attention and a gated MLP, each on a normalised copy of the stream that it adds to.</summary>

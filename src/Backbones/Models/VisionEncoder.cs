@@ -1,5 +1,8 @@
+using MambaVL.Checkpoints;
 using TorchSharp;
+using TorchSharp.Modules;
 using static TorchSharp.torch;
+using F = TorchSharp.torch.nn.functional;
 
 namespace MambaVL.Models;
 
@@ -34,21 +37,28 @@ public abstract class VisionEncoder : nn.Module
     /// <summary>A weight whose precision and device the images take; null where there is none.</summary>
     private protected virtual Tensor? Weight => null;
 
-    /// <summary>Checks the images and runs <paramref name="forward"/> on them: one batch on a GPU; on the CPU one after the
-    /// other, because a batch is no faster there and a matrix product may round differently for each number of rows.</summary>
+    /// <summary>Checks the images, brings them to the weights' precision and device, and runs <paramref name="forward"/>.</summary>
     private protected Tensor ImageByImage(Tensor pixelValues, Func<Tensor, Tensor> forward)
     {
         Check(pixelValues);
         using var scope = NewDisposeScope();
         var images = Weight is { } weight ? pixelValues.to(weight.dtype, weight.device) : pixelValues;
-        if (images.device_type != DeviceType.CPU || images.shape[0] == 1) return forward(images).MoveToOuterDisposeScope();
-        var features = new List<Tensor>();
-        for (long i = 0; i < images.shape[0]; i++)
+        return OneByOneOnCpu(images, forward).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>One batch on a GPU; on the CPU one row after the other, because a batch is no faster there, and a matrix product
+    /// may round differently for each number of rows.</summary>
+    internal static Tensor OneByOneOnCpu(Tensor batch, Func<Tensor, Tensor> forward)
+    {
+        if (batch.device_type != DeviceType.CPU || batch.shape[0] == 1) return forward(batch);
+        using var scope = NewDisposeScope();
+        var results = new List<Tensor>();
+        for (long i = 0; i < batch.shape[0]; i++)
         {
-            using var image = images.narrow(0, i, 1);
-            features.Add(forward(image));
+            using var one = batch.narrow(0, i, 1);
+            results.Add(forward(one));
         }
-        return cat(features).MoveToOuterDisposeScope();
+        return cat(results).MoveToOuterDisposeScope();
     }
 
     private void Check(Tensor pixelValues)
@@ -60,5 +70,26 @@ public abstract class VisionEncoder : nn.Module
         if (shape is not [ > 0, 3, > 0, > 0] || shape[2] % PatchSize != 0 || shape[3] % PatchSize != 0)
             throw new ArgumentException($"The pixel values have the shape [{string.Join(", ", shape)}]; [b, 3, h, w] is expected, h and w "
                 + $"multiples of the patch size {PatchSize}. Resize the images first, to {ImageSize}x{ImageSize} unless you mean another size.", nameof(pixelValues));
+    }
+}
+
+/// <summary>A convolution whose stride is its kernel: one product for each patch.</summary>
+internal sealed class PatchProjection : nn.Module<Tensor, Tensor>
+{
+    private readonly Parameter weight; // (d, 3, patch, patch)
+    private readonly Parameter? bias;  // (d)
+
+    public PatchProjection(ParameterScope p, int patchSize, long width, bool hasBias) : base(nameof(PatchProjection))
+    {
+        weight = p.Take(nameof(weight), [width, 3, patchSize, patchSize], Initial.FanIn(3L * patchSize * patchSize));
+        if (hasBias) bias = p.Take(nameof(bias), [width], Initial.Zeros);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor images)
+    {
+        using var scope = NewDisposeScope();
+        var patches = F.conv2d(images, weight, bias, strides: [weight.shape[2], weight.shape[3]]); // (b, d, rows, cols)
+        return patches.flatten(2).transpose(1, 2).MoveToOuterDisposeScope();                       // (b, n, d)
     }
 }
