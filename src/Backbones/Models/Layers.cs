@@ -23,6 +23,13 @@ internal static class Initial
     public static Action<Tensor> FanIn(long fanIn) => t => t.uniform_(-1 / Math.Sqrt(fanIn), 1 / Math.Sqrt(fanIn));
 }
 
+internal static class Precision
+{
+    /// <summary>The same values in another precision. Always a tensor of its own, unlike <c>to</c>, so that it may be
+    /// disposed; without a copy where the precision stays.</summary>
+    public static Tensor OwnAs(this Tensor t, ScalarType dtype) => t.dtype == dtype ? t.alias() : t.to(dtype);
+}
+
 /// <summary>y = x Wᵀ + b</summary>
 internal sealed class Linear : nn.Module<Tensor, Tensor>
 {

@@ -1,0 +1,368 @@
+using MambaVL.Checkpoints;
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+using F = TorchSharp.torch.nn.functional;
+
+namespace MambaVL.Models;
+
+// GPT-NeoX (arXiv 2204.06745), the architecture of Pythia (arXiv 2304.01373): a decoder-only transformer with partial
+// rotary positions and, in every published Pythia, attention and MLP side by side.
+//
+//   b  rows
+//   l  positions read by this call
+//   t  positions that attention sees: those in the cache, then the l new ones
+//   d  hidden_size
+//   h  num_attention_heads
+//   k  d / h, the width of a head
+//   r  rotary_pct * k: how much of each head turns with its position
+//   v  rows of the vocabulary
+//
+// Modules are named as the checkpoint's keys are.
+
+/// <summary>The sizes and switches of a GPT-NeoX. <see cref="LanguageConfig"/> reads them from config.json.</summary>
+public sealed record GptNeoXConfig : LanguageConfig
+{
+    /// <summary>Heads of the attention; divides <see cref="LanguageConfig.HiddenSize"/>.</summary>
+    public required long HeadCount { get; init; }
+
+    /// <summary>The width inside the MLP. Default: four times the hidden size.</summary>
+    public long IntermediateSize { get => field > 0 ? field : 4 * HiddenSize; init; }
+
+    /// <summary>The part of each head that turns with its position, above 0 to 1. Default 0.25, Pythia's.</summary>
+    public double RotaryFraction { get; init; } = 0.25;
+
+    /// <summary>The base of the rotary frequencies. Default 10000.</summary>
+    public double RotaryBase { get; init; } = 10000;
+
+    /// <summary>Whether a layer's MLP reads what its attention reads, and both are added at once, or comes after it.
+    /// Default true, as in Pythia.</summary>
+    public bool ParallelResidual { get; init; } = true;
+
+    /// <summary>Whether the attention's two projections have a bias. Default true.</summary>
+    public bool AttentionBias { get; init; } = true;
+
+    /// <summary>Whether the MLP's GELU is the approximation by tanh. Default false: the exact one, by erf.</summary>
+    public bool TanhGelu { get; init; }
+
+    /// <summary>Added to the variance in every LayerNorm. Default 1e-5.</summary>
+    public double NormEpsilon { get; init; } = 1e-5;
+
+    /// <summary>Whether the head is the embedding table. Default false: Pythia has two tables.</summary>
+    public bool TieEmbeddings { get; init; }
+
+    /// <summary>The standard deviation of the weights that training starts from. Default 0.02.</summary>
+    public double InitializerRange { get; init; } = 0.02;
+
+    /// <inheritdoc/>
+    public override LanguageModel Build(ParameterSource source) => new GptNeoX(this, source);
+
+    internal long HeadSize => HiddenSize / HeadCount;
+
+    // Truncated, as the reference does; only pairs can turn.
+    internal long RotarySize => (long)(HeadSize * RotaryFraction);
+
+    internal void Check()
+    {
+        CheckSizes();
+        Positive(HeadCount);
+        Positive(IntermediateSize);
+        if (HiddenSize % HeadCount != 0)
+            throw new ArgumentException($"{nameof(HiddenSize)} {HiddenSize} is no multiple of {nameof(HeadCount)} {HeadCount}.");
+        if (!(RotaryFraction is > 0 and <= 1) || RotarySize < 2 || RotarySize % 2 != 0)
+            throw new ArgumentException($"{nameof(RotaryFraction)} {RotaryFraction} of a head of {HeadSize} is {RotarySize} values; expected " +
+                $"an even number of at least 2, and at most {HeadSize}.");
+        Positive(RotaryBase);
+        Positive(NormEpsilon);
+    }
+}
+
+/// <summary>GPT-NeoX with its head: the language model of Pythia-VL.</summary>
+public sealed class GptNeoX : LanguageModel
+{
+    internal readonly GptNeoXBody gpt_neox;
+    internal readonly Linear? embed_out; // absent where the head is the embedding table
+
+    /// <summary>Builds the model over parameters from <paramref name="source"/>: a checkpoint's, or first values.</summary>
+    /// <exception cref="ArgumentException">The sizes contradict each other.</exception>
+    public GptNeoX(GptNeoXConfig config, ParameterSource source) : base(nameof(GptNeoX))
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        ArgumentNullException.ThrowIfNull(source);
+        config.Check();
+        Config = config;
+        gpt_neox = new(source.Root[nameof(gpt_neox)], config);
+        if (!config.TieEmbeddings)
+            embed_out = new(source.Root[nameof(embed_out)], config.HiddenSize, config.VocabularySize, hasBias: false, Initial.Normal(config.InitializerRange));
+        RegisterComponents();
+    }
+
+    /// <summary>What the model was built from.</summary>
+    public GptNeoXConfig Config { get; }
+
+    /// <inheritdoc/>
+    public override long HiddenSize => Config.HiddenSize;
+
+    /// <inheritdoc/>
+    public override long VocabularySize => Config.VocabularySize;
+
+    /// <inheritdoc/>
+    public override Tensor Embed(Tensor ids)
+    {
+        CheckIds(ids, rank: 2);
+        return gpt_neox.embed_in.forward(ids);
+    }
+
+    /// <inheritdoc/>
+    public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
+    {
+        CheckEmbeddings(embeddings, oneRow: false);
+        CheckMask(attentionMask, embeddings);
+        using var scope = NewDisposeScope();
+        var x = gpt_neox.Layers(embeddings, attentionMask is null ? null : AttentionPattern(attentionMask), null, hiddenStates);
+        x = gpt_neox.final_layer_norm.forward(x);
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        return Head(x).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public override DecoderState CreateState(int maxLength) => new GptNeoXState(this, maxLength);
+
+    /// <inheritdoc/>
+    public override Tensor Prefill(Tensor embeddings, DecoderState state)
+    {
+        CheckEmbeddings(embeddings, oneRow: true);
+        var own = CheckState<GptNeoXState>(state, this, embeddings.shape[1]);
+        using var noGrad = no_grad();
+        using var scope = NewDisposeScope();
+        var l = embeddings.shape[1];
+        // One new token sees every position; a first piece is causal, which attention knows by itself.
+        Tensor? pattern = null;
+        if (l > 1 && own.Length > 0)
+            pattern = ones(l, own.Length + l, dtype: ScalarType.Bool, device: embeddings.device).tril(own.Length); // (l, t)
+        var x = gpt_neox.Layers(embeddings, pattern, own, null);
+        own.Length += (int)l;
+        return LastLogits(x).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    public override Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states)
+    {
+        CheckIds(ids, rank: 1);
+        CheckStates<GptNeoXState>(ids, states);
+        using var noGrad = no_grad();
+        using var scope = NewDisposeScope();
+        // Row by row: a matrix product of b rows adds in another order than one of a single row.
+        var rows = new Tensor[states.Count];
+        for (var i = 0; i < rows.Length; i++)
+            rows[i] = Prefill(gpt_neox.embed_in.forward(ids.narrow(0, i, 1).unsqueeze(0)), states[i]); // (1, v)
+        return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
+    }
+
+    private Tensor LastLogits(Tensor x)
+    {
+        x = gpt_neox.final_layer_norm.forward(x.narrow(1, x.shape[1] - 1, 1)); // (1, 1, d)
+        return Head(x.squeeze(1)).to(ScalarType.Float32);                     // (1, v)
+    }
+
+    private Tensor Head(Tensor x) => F.linear(x, embed_out?.weight ?? gpt_neox.embed_in.weight);
+
+    // (b, l) of tokens -> (b, 1, l, l) of who sees whom. A padded query sees itself too, which the reference leaves out:
+    // a row that sees nothing is not a number, and would spread through the values to the tokens in the next layer.
+    private static Tensor AttentionPattern(Tensor attentionMask)
+    {
+        var l = attentionMask.shape[1];
+        var causal = ones(l, l, dtype: ScalarType.Bool, device: attentionMask.device).tril();
+        var itself = eye(l, dtype: ScalarType.Bool, device: attentionMask.device);
+        return causal.logical_and(attentionMask.ne(0).unsqueeze(1).unsqueeze(1)).logical_or(itself);
+    }
+}
+
+/// <summary>The keys and values of one row, a pair of tensors for each layer.</summary>
+internal sealed class GptNeoXState : DecoderState
+{
+    /// <summary>(h, maxLength, k) for each layer, in the precision of the weights, already turned by their position; the
+    /// first <see cref="DecoderState.Length"/> positions hold something.</summary>
+    public Tensor[] Keys { get; }
+
+    /// <summary>As <see cref="Keys"/>, not turned.</summary>
+    public Tensor[] Values { get; }
+
+    public GptNeoXState(GptNeoX model, int maxLength)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxLength);
+        Model = model;
+        MaxLength = maxLength;
+        var config = model.Config;
+        var weight = model.gpt_neox.embed_in.weight;
+        Keys = StateTensors.Empty(config.LayerCount, [config.HeadCount, maxLength, config.HeadSize], weight.dtype, weight.device);
+        Values = StateTensors.Empty(config.LayerCount, [config.HeadCount, maxLength, config.HeadSize], weight.dtype, weight.device);
+    }
+
+    public override DecoderState Clone()
+    {
+        ObjectDisposedException.ThrowIf(IsDisposed, this);
+        var copy = new GptNeoXState((GptNeoX)Model!, MaxLength) { Length = Length };
+        foreach (var (from, to) in Keys.Concat(Values).Zip(copy.Keys.Concat(copy.Values)))
+        {
+            using var source = from.narrow(1, 0, Length);
+            using var target = to.narrow(1, 0, Length);
+            target.copy_(source);
+        }
+        return copy;
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        IsDisposed = true;
+        foreach (var t in Keys.Concat(Values)) t.Dispose();
+    }
+}
+
+internal sealed class GptNeoXBody : nn.Module
+{
+    public readonly Embedding embed_in;
+    public readonly ModuleList<GptNeoXLayer> layers = new();
+    public readonly Norm final_layer_norm;
+    private readonly GptNeoXConfig _config;
+
+    public GptNeoXBody(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXBody))
+    {
+        _config = config;
+        embed_in = new(p[nameof(embed_in)], config.VocabularySize, config.HiddenSize, config.InitializerRange);
+        for (var i = 0; i < config.LayerCount; i++) layers.Add(new(p[nameof(layers)][i], config));
+        final_layer_norm = new(p[nameof(final_layer_norm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        RegisterComponents();
+    }
+
+    /// <summary>All layers, without the final norm: (b, l, d) -> (b, l, d).</summary>
+    /// <param name="embeddings">(b, l, d).</param>
+    /// <param name="pattern">Who sees whom, to broadcast to (b, h, l, t); null: causal.</param>
+    /// <param name="state">One row's cache, which the new keys and values join; null: none.</param>
+    /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
+    public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
+    {
+        var (cos, sin) = RotaryTables(state?.Length ?? 0, embeddings.shape[1]);
+        var x = embeddings.OwnAs(embed_in.weight.dtype);
+        for (var i = 0; i < layers.Count; i++)
+        {
+            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            using var input = x;
+            x = layers[i].Run(input, cos, sin, pattern, state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
+        }
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        return x;
+    }
+
+    // Position p turns the pair (i, i + r/2) of a head by the angle p / base^(2i/r). Positions and angles are float32 in
+    // every precision, for bfloat16 does not tell position 257 from 258; only the tables are rounded to the model's.
+    // Padding on the left takes part in the count, as in transformers: only differences of positions matter.
+    private (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
+    {
+        var (r, device, dtype) = (_config.RotarySize, embed_in.weight.device, embed_in.weight.dtype);
+        var frequencies = pow(_config.RotaryBase, arange(0, r, 2, dtype: ScalarType.Float32, device: device) / r).reciprocal(); // (r/2)
+        var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device);                                    // (l)
+        var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                                                        // (l, 1, 1, r/2)
+        return (angles.cos().to(dtype), angles.sin().to(dtype));
+    }
+}
+
+internal sealed class GptNeoXLayer : nn.Module
+{
+    public readonly Norm input_layernorm;
+    public readonly GptNeoXAttention attention;
+    public readonly Norm post_attention_layernorm;
+    public readonly GptNeoXMlp mlp;
+    private readonly bool _parallel;
+
+    public GptNeoXLayer(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXLayer))
+    {
+        _parallel = config.ParallelResidual;
+        input_layernorm = new(p[nameof(input_layernorm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        attention = new(p[nameof(attention)], config);
+        post_attention_layernorm = new(p[nameof(post_attention_layernorm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        mlp = new(p[nameof(mlp)], config);
+        RegisterComponents();
+    }
+
+    public Tensor Run(Tensor x, Tensor cos, Tensor sin, Tensor? pattern, GptNeoXCache? cache)
+    {
+        using var scope = NewDisposeScope();
+        var attended = attention.Run(input_layernorm.forward(x), cos, sin, pattern, cache);
+        if (_parallel) return (mlp.forward(post_attention_layernorm.forward(x)) + attended + x).MoveToOuterDisposeScope();
+        x = x + attended;
+        return (mlp.forward(post_attention_layernorm.forward(x)) + x).MoveToOuterDisposeScope();
+    }
+}
+
+/// <summary>One layer's share of a <see cref="GptNeoXState"/>.</summary>
+internal readonly record struct GptNeoXCache(Tensor Keys, Tensor Values, int Length);
+
+internal sealed class GptNeoXAttention : nn.Module
+{
+    public readonly Linear query_key_value; // rows of each head: its query, its key, its value
+    public readonly Linear dense;
+    private readonly GptNeoXConfig _config;
+
+    public GptNeoXAttention(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXAttention))
+    {
+        _config = config;
+        var (d, normal) = (config.HiddenSize, Initial.Normal(config.InitializerRange));
+        query_key_value = new(p[nameof(query_key_value)], d, 3 * d, config.AttentionBias, normal);
+        dense = new(p[nameof(dense)], d, d, config.AttentionBias, normal);
+        RegisterComponents();
+    }
+
+    public Tensor Run(Tensor x, Tensor cos, Tensor sin, Tensor? pattern, GptNeoXCache? cache)
+    {
+        using var scope = NewDisposeScope();
+        var (b, l) = (x.shape[0], x.shape[1]);
+        var qkv = query_key_value.forward(x).view(b, l, _config.HeadCount, 3, _config.HeadSize); // (b, l, h, 3, k)
+        var turned = Turn(qkv.narrow(3, 0, 2), cos, sin);                                       // (b, l, h, 2, k)
+        var query = turned.select(3, 0).transpose(1, 2);                                        // (b, h, l, k)
+        var key = turned.select(3, 1).transpose(1, 2);                                          // (b, h, l, k)
+        var value = qkv.select(3, 2).transpose(1, 2);                                           // (b, h, l, k)
+        if (cache is { } c)
+        {
+            c.Keys.narrow(1, c.Length, l).copy_(key[0]);
+            c.Values.narrow(1, c.Length, l).copy_(value[0]);
+            key = c.Keys.narrow(1, 0, c.Length + l).unsqueeze(0);                               // (1, h, t, k)
+            value = c.Values.narrow(1, 0, c.Length + l).unsqueeze(0);                           // (1, h, t, k)
+        }
+        var causal = pattern is null && l > 1;
+        var y = F.scaled_dot_product_attention(query, key, value, pattern, is_casual: causal); // (b, h, l, k)
+        return dense.forward(y.transpose(1, 2).reshape(b, l, -1)).MoveToOuterDisposeScope();    // (b, l, d)
+    }
+
+    private static Tensor Turn(Tensor x, Tensor cos, Tensor sin)
+    {
+        var half = cos.shape[^1];
+        var (first, second) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
+        var rest = x.narrow(-1, 2 * half, x.shape[^1] - 2 * half);
+        return cat([first * cos - second * sin, second * cos + first * sin, rest], -1);
+    }
+}
+
+internal sealed class GptNeoXMlp : nn.Module<Tensor, Tensor>
+{
+    public readonly Linear dense_h_to_4h;
+    public readonly Linear dense_4h_to_h;
+    private readonly bool _tanh;
+
+    public GptNeoXMlp(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXMlp))
+    {
+        _tanh = config.TanhGelu;
+        var normal = Initial.Normal(config.InitializerRange);
+        dense_h_to_4h = new(p[nameof(dense_h_to_4h)], config.HiddenSize, config.IntermediateSize, true, normal);
+        dense_4h_to_h = new(p[nameof(dense_4h_to_h)], config.IntermediateSize, config.HiddenSize, true, normal);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor x)
+    {
+        using var scope = NewDisposeScope();
+        var wide = dense_h_to_4h.forward(x); // (b, l, 4d)
+        wide = _tanh ? wide.gelu(TorchSharp.Modules.GELU.Approximate.tanh) : wide.gelu();
+        return dense_4h_to_h.forward(wide).MoveToOuterDisposeScope(); // (b, l, d)
+    }
+}

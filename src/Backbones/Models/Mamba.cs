@@ -1,0 +1,372 @@
+using MambaVL.Checkpoints;
+using MambaVL.Scan;
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+using F = TorchSharp.torch.nn.functional;
+
+namespace MambaVL.Models;
+
+// Mamba (arXiv 2312.00752). Figure 3 of the paper is one layer; a model is an embedding, layers with a norm before each
+// and a residual around each, a norm, and a head that is the embedding table again.
+//
+//   here      paper   what it is
+//   b         B       rows
+//   l         L       positions read by this call
+//   d                 d_model, the width of the residual stream
+//   e         D = ED  expand * d, the channels inside a layer
+//   n         N       d_state, values that each channel remembers
+//   r         R       dt_rank, the width that step sizes are projected through
+//   k                 d_conv, positions that the convolution sees
+//   v                 rows of the vocabulary
+//   delta     Δ       step sizes
+//   A, B, C   A, B, C what the state keeps, what enters it, what is read from it
+//   D         D       what of the input goes past the state
+//   z                 the gate: the figure's right branch
+//
+// Modules are named as the checkpoint's keys are.
+
+/// <summary>The sizes and switches of a Mamba. <see cref="LanguageConfig"/> reads them from config.json.</summary>
+public sealed record MambaConfig : LanguageConfig
+{
+    /// <summary>Values that each channel remembers (d_state, n). Default 16.</summary>
+    public long StateSize { get; init; } = 16;
+
+    /// <summary>Positions that the convolution sees (d_conv, k). Default 4.</summary>
+    public long ConvolutionSize { get; init; } = 4;
+
+    /// <summary>Channels inside a layer, as a multiple of the hidden size. Default 2.</summary>
+    public long Expand { get; init; } = 2;
+
+    /// <summary>The width that step sizes are projected through (dt_rank, r). Default: a sixteenth of the hidden size,
+    /// rounded up.</summary>
+    public long TimeStepRank { get => field > 0 ? field : (HiddenSize + 15) / 16; init; }
+
+    /// <summary>The kind of every norm. Default RMSNorm; Mamba-VL was trained with LayerNorm.</summary>
+    public NormKind Norm { get; init; } = NormKind.RmsNorm;
+
+    /// <summary>Added inside every norm. Default 1e-5.</summary>
+    public double NormEpsilon { get; init; } = 1e-5;
+
+    /// <summary>Whether the residual stream is float32 in a model of a lower precision. Default true.</summary>
+    public bool ResidualInFloat32 { get; init; } = true;
+
+    /// <summary>Whether the projections into and out of a layer have a bias. Default false.</summary>
+    public bool ProjectionBias { get; init; }
+
+    /// <summary>Whether the convolution has a bias. Default true.</summary>
+    public bool ConvolutionBias { get; init; } = true;
+
+    /// <summary>Whether the head is the embedding table. Default true.</summary>
+    public bool TieEmbeddings { get; init; } = true;
+
+    /// <summary>The standard deviation of the embeddings that training starts from. Default 0.02.</summary>
+    public double InitializerRange { get; init; } = 0.02;
+
+    /// <inheritdoc/>
+    public override LanguageModel Build(ParameterSource source) => new Mamba(this, source);
+
+    /// <summary>Channels inside a layer (d_inner, e).</summary>
+    public long InnerSize => Expand * HiddenSize;
+
+    internal void Check()
+    {
+        CheckSizes();
+        Positive(StateSize);
+        Positive(ConvolutionSize);
+        Positive(Expand);
+        Positive(NormEpsilon);
+    }
+}
+
+/// <summary>Mamba with its head: the language model of Mamba-VL.</summary>
+public sealed class Mamba : LanguageModel
+{
+    internal readonly MambaBackbone backbone;
+    internal readonly Linear? lm_head; // absent where the head is the embedding table
+
+    /// <summary>Builds the model over parameters from <paramref name="source"/>: a checkpoint's, or first values.</summary>
+    /// <exception cref="ArgumentException">A size is not positive.</exception>
+    public Mamba(MambaConfig config, ParameterSource source) : base(nameof(Mamba))
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        ArgumentNullException.ThrowIfNull(source);
+        config.Check();
+        Config = config;
+        backbone = new(source.Root[nameof(backbone)], config);
+        if (!config.TieEmbeddings)
+            lm_head = new(source.Root[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
+        RegisterComponents();
+    }
+
+    /// <summary>What the model was built from.</summary>
+    public MambaConfig Config { get; }
+
+    /// <inheritdoc/>
+    public override long HiddenSize => Config.HiddenSize;
+
+    /// <inheritdoc/>
+    public override long VocabularySize => Config.VocabularySize;
+
+    /// <inheritdoc/>
+    public override Tensor Embed(Tensor ids)
+    {
+        CheckIds(ids, rank: 2);
+        return backbone.embedding.forward(ids);
+    }
+
+    /// <inheritdoc/>
+    public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
+    {
+        CheckEmbeddings(embeddings, oneRow: false);
+        CheckMask(attentionMask, embeddings);
+        using var scope = NewDisposeScope();
+        if (attentionMask is not null) CheckPaddingIsOnTheRight(attentionMask);
+        var x = backbone.norm_f.forward(backbone.Layers(embeddings, null, hiddenStates));
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        return Head(x).MoveToOuterDisposeScope();
+    }
+
+    /// <inheritdoc/>
+    /// <remarks>The state of a Mamba has the same size however long the row is.</remarks>
+    public override DecoderState CreateState(int maxLength) => new MambaState(this, maxLength);
+
+    /// <inheritdoc/>
+    public override Tensor Prefill(Tensor embeddings, DecoderState state)
+    {
+        CheckEmbeddings(embeddings, oneRow: true);
+        var own = CheckState<MambaState>(state, this, embeddings.shape[1]);
+        using var noGrad = no_grad();
+        using var scope = NewDisposeScope();
+        var x = backbone.Layers(embeddings, own, null);                 // (1, l, d)
+        own.Length += (int)embeddings.shape[1];
+        var last = backbone.norm_f.forward(x.select(1, x.shape[1] - 1)); // (1, d)
+        return Head(last).to(ScalarType.Float32).MoveToOuterDisposeScope(); // (1, v)
+    }
+
+    /// <inheritdoc/>
+    public override Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states)
+    {
+        CheckIds(ids, rank: 1);
+        CheckStates<MambaState>(ids, states);
+        using var noGrad = no_grad();
+        using var scope = NewDisposeScope();
+        // Row by row: a matrix product of b rows adds in another order than one of a single row.
+        var rows = new Tensor[states.Count];
+        for (var i = 0; i < rows.Length; i++)
+            rows[i] = Prefill(backbone.embedding.forward(ids.narrow(0, i, 1).unsqueeze(0)), states[i]); // (1, v)
+        return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
+    }
+
+    private Tensor Head(Tensor x) => F.linear(x, lm_head?.weight ?? backbone.embedding.weight);
+
+    private static void CheckPaddingIsOnTheRight(Tensor attentionMask)
+    {
+        var isToken = attentionMask.ne(0).to(ScalarType.Int8);
+        if (attentionMask.shape[1] > 1 && isToken.diff(dim: 1).gt(0).any().item<bool>())
+            throw new ArgumentException("The attention mask has padding on the left of a token, which Mamba would read; " +
+                "pad on the right.", nameof(attentionMask));
+    }
+}
+
+/// <summary>What the layers of a Mamba remember of one row.</summary>
+internal sealed class MambaState : DecoderState
+{
+    /// <summary>(e, k) for each layer, float32: the last k inputs of the convolution, the oldest first.</summary>
+    public Tensor[] Convolution { get; }
+
+    /// <summary>(e, n) for each layer, float32: the state of the scan.</summary>
+    public Tensor[] Scan { get; }
+
+    public MambaState(Mamba model, int maxLength)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxLength);
+        Model = model;
+        MaxLength = maxLength;
+        var (config, device) = (model.Config, model.backbone.embedding.weight.device);
+        using var noGrad = no_grad();
+        Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
+        Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
+        foreach (var t in Convolution.Concat(Scan)) t.zero_();
+    }
+
+    public override DecoderState Clone()
+    {
+        ObjectDisposedException.ThrowIf(IsDisposed, this);
+        var copy = new MambaState((Mamba)Model!, MaxLength) { Length = Length };
+        foreach (var (from, to) in Convolution.Concat(Scan).Zip(copy.Convolution.Concat(copy.Scan))) to.copy_(from);
+        return copy;
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        IsDisposed = true;
+        foreach (var t in Convolution.Concat(Scan)) t.Dispose();
+    }
+}
+
+internal sealed class MambaBackbone : nn.Module
+{
+    public readonly Embedding embedding;
+    public readonly ModuleList<MambaLayer> layers = new();
+    public readonly Norm norm_f;
+    private readonly MambaConfig _config;
+
+    public MambaBackbone(ParameterScope p, MambaConfig config) : base(nameof(MambaBackbone))
+    {
+        _config = config;
+        embedding = new(p[nameof(embedding)], config.VocabularySize, config.HiddenSize, config.InitializerRange);
+        for (var i = 0; i < config.LayerCount; i++) layers.Add(new(p[nameof(layers)][i], config));
+        norm_f = new(p[nameof(norm_f)], config.HiddenSize, config.NormEpsilon, config.Norm);
+        RegisterComponents();
+    }
+
+    /// <summary>All layers, without the final norm: (b, l, d) -> (b, l, d).</summary>
+    /// <param name="embeddings">(b, l, d).</param>
+    /// <param name="state">One row's state, moved on; null: each row starts from nothing.</param>
+    /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
+    public Tensor Layers(Tensor embeddings, MambaState? state, IList<Tensor>? hiddenStates)
+    {
+        var dtype = embedding.weight.dtype;
+        var x = embeddings.to(dtype).OwnAs(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
+        for (var i = 0; i < layers.Count; i++)
+        {
+            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            using var input = x;
+            x = layers[i].Run(input, state is null ? null : (state.Convolution[i], state.Scan[i]));
+        }
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        return x;
+    }
+}
+
+internal sealed class MambaLayer : nn.Module
+{
+    public readonly Norm norm;
+    public readonly MambaMixer mixer;
+
+    public MambaLayer(ParameterScope p, MambaConfig config) : base(nameof(MambaLayer))
+    {
+        norm = new(p[nameof(norm)], config.HiddenSize, config.NormEpsilon, config.Norm);
+        mixer = new(p[nameof(mixer)], config);
+        RegisterComponents();
+    }
+
+    public Tensor Run(Tensor x, (Tensor Convolution, Tensor Scan)? state)
+    {
+        using var scope = NewDisposeScope();
+        return (x + mixer.Run(norm.forward(x), state)).MoveToOuterDisposeScope(); // (b, l, d), in the residual's precision
+    }
+}
+
+internal sealed class MambaMixer : nn.Module
+{
+    public readonly Linear in_proj;      // (2e, d)
+    public readonly CausalConvolution conv1d;
+    public readonly Linear x_proj;       // (r + 2n, e)
+    public readonly Linear dt_proj;      // (e, r)
+    public readonly Parameter A_log;     // (e, n)
+    public readonly Parameter D;         // (e)
+    public readonly Linear out_proj;     // (d, e)
+    private readonly MambaConfig _config;
+
+    // A_log, D and the bias of dt_proj stay float32 in every precision: they act through exponentials, at every step.
+    public MambaMixer(ParameterScope p, MambaConfig config) : base(nameof(MambaMixer))
+    {
+        _config = config;
+        var (d, e, n, r) = (config.HiddenSize, config.InnerSize, config.StateSize, config.TimeStepRank);
+        in_proj = new(p[nameof(in_proj)], d, 2 * e, config.ProjectionBias);
+        conv1d = new(p[nameof(conv1d)], e, config.ConvolutionSize, config.ConvolutionBias);
+        x_proj = new(p[nameof(x_proj)], e, r + 2 * n, hasBias: false);
+        dt_proj = new(p[nameof(dt_proj)], r, e, true, MambaInitial.StepWeight(r), MambaInitial.StepBias, biasFloat32: true);
+        A_log = p.Take(nameof(A_log), [e, n], MambaInitial.StateMatrixLog, keepFloat32: true);
+        D = p.Take(nameof(D), [e], Initial.Ones, keepFloat32: true);
+        out_proj = new(p[nameof(out_proj)], e, d, config.ProjectionBias, MambaInitial.Output(e, config.LayerCount));
+        RegisterComponents();
+    }
+
+    // The scan walks along l for each channel, so activations lie channel by channel from the first product to the last:
+    // a weight times inputs in columns gives that layout without a transposition.
+    public Tensor Run(Tensor x, (Tensor Convolution, Tensor Scan)? state)
+    {
+        using var scope = NewDisposeScope();
+        var (b, l, e, n, r) = (x.shape[0], x.shape[1], _config.InnerSize, _config.StateSize, _config.TimeStepRank);
+
+        var uz = in_proj.weight.mm(x.reshape(b * l, -1).t()).view(2 * e, b, l).transpose(0, 1); // (b, 2e, l)
+        if (in_proj.bias is not null) uz = uz + in_proj.bias.unsqueeze(-1);
+        var (u, z) = (uz.narrow(1, 0, e), uz.narrow(1, e, e));                                  // (b, e, l) each
+
+        u = F.silu(conv1d.Run(u, state?.Convolution));                                          // (b, e, l)
+
+        var selected = x_proj.weight.matmul(u);                                                 // (b, r + 2n, l)
+        var delta = dt_proj.weight.matmul(selected.narrow(1, 0, r));                            // (b, e, l)
+        var (B, C) = (selected.narrow(1, r, n), selected.narrow(1, r + n, n));                  // (b, n, l) each
+        var A = A_log.exp().neg();                                                              // (e, n)
+
+        var (y, last) = SelectiveScan.Run(u, delta, A, B, C, D, z, dt_proj.bias, deltaSoftplus: true,
+            state?.Scan.unsqueeze(0));                                                          // (b, e, l), (b, e, n)
+        state?.Scan.copy_(last[0]);
+        return out_proj.forward(y.transpose(1, 2)).MoveToOuterDisposeScope();                   // (b, l, d)
+    }
+}
+
+/// <summary>A convolution along l that looks back only, each channel by itself.</summary>
+internal sealed class CausalConvolution : nn.Module
+{
+    public readonly Parameter weight; // (e, 1, k)
+    public readonly Parameter? bias;  // (e)
+
+    public CausalConvolution(ParameterScope p, long channels, long size, bool hasBias) : base(nameof(CausalConvolution))
+    {
+        weight = p.Take(nameof(weight), [channels, 1, size], Initial.FanIn(size));
+        if (hasBias) bias = p.Take(nameof(bias), [channels], Initial.FanIn(size));
+        RegisterComponents();
+    }
+
+    /// <summary>(b, e, l) -> (b, e, l).</summary>
+    /// <param name="u">(b, e, l).</param>
+    /// <param name="state">The last k inputs before these, (e, k), moved on by l; null: zeros before, and nothing kept.</param>
+    public Tensor Run(Tensor u, Tensor? state)
+    {
+        using var scope = NewDisposeScope();
+        var (e, k, l) = (weight.shape[0], weight.shape[2], u.shape[2]);
+        if (state is null)
+            return F.conv1d(u, weight, bias, padding: k - 1, groups: e).narrow(2, 0, l).MoveToOuterDisposeScope();
+        var seen = cat([state.to(u.dtype).unsqueeze(0), u], 2);                     // (1, e, k + l)
+        state.copy_(seen.narrow(2, l, k)[0]);
+        // The window that ends before the first new input is of no use.
+        return F.conv1d(seen, weight, bias, groups: e).narrow(2, 1, l).MoveToOuterDisposeScope();
+    }
+}
+
+/// <summary>What training starts from (section 3.6 of the paper, and mamba_ssm's modules/mamba_simple.py).</summary>
+internal static class MambaInitial
+{
+    // Step sizes that training starts from lie between these, evenly in their logarithm; none below the floor.
+    private const double LeastStep = 1e-3, GreatestStep = 1e-1, StepFloor = 1e-4;
+
+    /// <summary>A = -1, -2, ... -n in every channel (S4D-Real).</summary>
+    public static void StateMatrixLog(Tensor t)
+    {
+        using var scope = NewDisposeScope();
+        t.copy_(arange(1, t.shape[1] + 1, dtype: ScalarType.Float32).log().expand(t.shape));
+    }
+
+    /// <summary>Keeps the variance of the projected step sizes.</summary>
+    public static Action<Tensor> StepWeight(long rank) => t => t.uniform_(-Math.Pow(rank, -0.5), Math.Pow(rank, -0.5));
+
+    /// <summary>What softplus turns into the wanted step sizes.</summary>
+    public static void StepBias(Tensor t)
+    {
+        using var scope = NewDisposeScope();
+        var step = t.uniform_(Math.Log(LeastStep), Math.Log(GreatestStep)).exp().clamp(min: StepFloor);
+        t.copy_(step + step.neg().expm1().neg().log());
+    }
+
+    /// <summary>A Linear's own values over the root of the number of layers, for that many add up in the residual.</summary>
+    public static Action<Tensor> Output(long fanIn, long layerCount)
+    {
+        var bound = 1 / Math.Sqrt(fanIn) / Math.Sqrt(layerCount);
+        return t => t.uniform_(-bound, bound);
+    }
+}
