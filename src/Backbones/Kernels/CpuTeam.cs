@@ -63,6 +63,9 @@ internal sealed unsafe class CpuTeam
     /// <summary>Threads at work in a region, the caller included.</summary>
     public int Threads { get; }
 
+    /// <summary>Workers that use no processor until they are woken.</summary>
+    public int WorkersAsleep => _workers.Count(w => w.IsAsleep);
+
     /// <summary>Runs every chunk from 0 to <paramref name="chunks"/> once, and returns when all are done.</summary>
     /// <param name="region">Lives on the caller's stack; threads see one copy.</param>
     /// <param name="chunks">How many pieces there are.</param>
@@ -212,6 +215,8 @@ internal sealed unsafe class CpuTeam
             // A background thread: it never keeps the process alive.
             new Thread(Loop, 256 << 10) { IsBackground = true, Name = $"MambaVL CPU {self}" }.Start();
         }
+
+        public bool IsAsleep => Volatile.Read(ref _asleep) != 0;
 
         public void Wake()
         {

@@ -1,6 +1,7 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.X86;
+using MambaVL.Scan;
 
 namespace MambaVL.Kernels;
 
@@ -48,20 +49,20 @@ internal static unsafe class MatVec
     /// <summary>Rows <paramref name="from"/> up to <paramref name="to"/>, by the calling thread.</summary>
     public static void Rows(in Matrix w, int from, int to, float* x, int xStride, int b, float* y, int yStride)
     {
-        if (Lanes512.IsSupported) Rows<Lanes512, Vector512<float>>(w, from, to, x, xStride, b, y, yStride);
-        else if (Lanes256.IsSupported) Rows<Lanes256, Vector256<float>>(w, from, to, x, xStride, b, y, yStride);
-        else Rows<Lanes128, Vector128<float>>(w, from, to, x, xStride, b, y, yStride);
+        if (Lanes512.IsSupported) Rows<Lanes512>(w, from, to, x, xStride, b, y, yStride);
+        else if (Lanes256.IsSupported) Rows<Lanes256>(w, from, to, x, xStride, b, y, yStride);
+        else Rows<Lanes128>(w, from, to, x, xStride, b, y, yStride);
     }
 
     /// <summary>The same at a width of the caller's choice.</summary>
-    public static void Rows<L, V>(in Matrix w, int from, int to, float* x, int xStride, int b, float* y, int yStride)
-        where L : struct, ILanes<V> where V : struct
+    public static void Rows<V>(in Matrix w, int from, int to, float* x, int xStride, int b, float* y, int yStride)
+        where V : unmanaged, ILanes<V>
     {
         switch (w.Type)
         {
-            case WeightType.Float32: Kernel<L, V, Float32Weights<L, V>>.Rows(w, from, to, x, xStride, b, y, yStride); break;
-            case WeightType.BFloat16: Kernel<L, V, BFloat16Weights<L, V>>.Rows(w, from, to, x, xStride, b, y, yStride); break;
-            case WeightType.Float16: Kernel<L, V, Float16Weights<L, V>>.Rows(w, from, to, x, xStride, b, y, yStride); break;
+            case WeightType.Float32: Kernel<V, Float32Weights<V>>.Rows(w, from, to, x, xStride, b, y, yStride); break;
+            case WeightType.BFloat16: Kernel<V, BFloat16Weights<V>>.Rows(w, from, to, x, xStride, b, y, yStride); break;
+            case WeightType.Float16: Kernel<V, Float16Weights<V>>.Rows(w, from, to, x, xStride, b, y, yStride); break;
             default: throw new ArgumentOutOfRangeException(nameof(w), w.Type, "No such weight type.");
         }
     }
@@ -78,42 +79,42 @@ internal static unsafe class MatVec
     }
 
     /// <summary>How weights of one type become floats.</summary>
-    private interface IWeights<V> where V : struct
+    private interface IWeights<V>
     {
         static abstract int Size { get; }
         static abstract V Load(byte* row, nint k);
         static abstract float LoadOne(byte* row, nint k);
     }
 
-    private readonly struct Float32Weights<L, V> : IWeights<V> where L : struct, ILanes<V> where V : struct
+    private readonly struct Float32Weights<V> : IWeights<V> where V : unmanaged, ILanes<V>
     {
         public static int Size => 4;
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static V Load(byte* row, nint k) => L.Load((float*)row + k);
+        public static V Load(byte* row, nint k) => V.Load((float*)row + k);
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public static float LoadOne(byte* row, nint k) => Unsafe.ReadUnaligned<float>((float*)row + k);
     }
 
-    private readonly struct BFloat16Weights<L, V> : IWeights<V> where L : struct, ILanes<V> where V : struct
+    private readonly struct BFloat16Weights<V> : IWeights<V> where V : unmanaged, ILanes<V>
     {
         public static int Size => 2;
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static V Load(byte* row, nint k) => L.LoadBFloat16((ushort*)row + k);
+        public static V Load(byte* row, nint k) => Wide<V>.LoadBFloat16((ushort*)row + k);
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public static float LoadOne(byte* row, nint k)
             => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)row + k) << 16);
     }
 
-    private readonly struct Float16Weights<L, V> : IWeights<V> where L : struct, ILanes<V> where V : struct
+    private readonly struct Float16Weights<V> : IWeights<V> where V : unmanaged, ILanes<V>
     {
         public static int Size => 2;
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static V Load(byte* row, nint k) => L.LoadHalf((ushort*)row + k);
+        public static V Load(byte* row, nint k) => Wide<V>.LoadHalf((ushort*)row + k);
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public static float LoadOne(byte* row, nint k)
@@ -122,14 +123,14 @@ internal static unsafe class MatVec
 
     /// <summary>Four rows beside one or two x, two rows beside four x: 8 to 16 chains of sums that do not wait for each other.
     /// The loops call nothing, because a call after a loop makes the compiler spill the sums inside it.</summary>
-    private static class Kernel<L, V, W> where L : struct, ILanes<V> where V : struct where W : struct, IWeights<V>
+    private static class Kernel<V, W> where V : unmanaged, ILanes<V> where W : struct, IWeights<V>
     {
         public static void Rows(in Matrix w, int from, int to, float* x, int xStride, int b, float* y, int yStride)
         {
             nint rowBytes = w.RowBytes;
             var k = w.Columns;
             var o = from;
-            if (k % L.Count == 0)
+            if (k % V.Width == 0)
             {
                 for (; o + 4 <= to; o += 4)
                 {
@@ -160,7 +161,7 @@ internal static unsafe class MatVec
         {
             if (!Sse.IsSupported) return;
             Sse.Prefetch1(p);
-            if (2 * L.Count * W.Size > 64) Sse.Prefetch1(p + 64);
+            if (2 * V.Width * W.Size > 64) Sse.Prefetch1(p + 64);
         }
 
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -169,37 +170,37 @@ internal static unsafe class MatVec
             byte* w1 = w0 + rowBytes, w2 = w1 + rowBytes, w3 = w2 + rowBytes;
             V a0 = default, a1 = default, a2 = default, a3 = default;
             V c0 = default, c1 = default, c2 = default, c3 = default;
-            nint k = 0, end = count - 2 * L.Count, ahead = RowsAhead * rowBytes;
-            for (; k <= end; k += 2 * L.Count)
+            nint k = 0, end = count - 2 * V.Width, ahead = RowsAhead * rowBytes;
+            for (; k <= end; k += 2 * V.Width)
             {
                 Prefetch(w0 + k * W.Size + ahead);
                 Prefetch(w1 + k * W.Size + ahead);
                 Prefetch(w2 + k * W.Size + ahead);
                 Prefetch(w3 + k * W.Size + ahead);
-                var u = L.Load(x + k);
-                a0 = L.MultiplyAdd(W.Load(w0, k), u, a0);
-                a1 = L.MultiplyAdd(W.Load(w1, k), u, a1);
-                a2 = L.MultiplyAdd(W.Load(w2, k), u, a2);
-                a3 = L.MultiplyAdd(W.Load(w3, k), u, a3);
-                u = L.Load(x + k + L.Count);
-                c0 = L.MultiplyAdd(W.Load(w0, k + L.Count), u, c0);
-                c1 = L.MultiplyAdd(W.Load(w1, k + L.Count), u, c1);
-                c2 = L.MultiplyAdd(W.Load(w2, k + L.Count), u, c2);
-                c3 = L.MultiplyAdd(W.Load(w3, k + L.Count), u, c3);
+                var u = V.Load(x + k);
+                a0 = V.Fma(W.Load(w0, k), u, a0);
+                a1 = V.Fma(W.Load(w1, k), u, a1);
+                a2 = V.Fma(W.Load(w2, k), u, a2);
+                a3 = V.Fma(W.Load(w3, k), u, a3);
+                u = V.Load(x + k + V.Width);
+                c0 = V.Fma(W.Load(w0, k + V.Width), u, c0);
+                c1 = V.Fma(W.Load(w1, k + V.Width), u, c1);
+                c2 = V.Fma(W.Load(w2, k + V.Width), u, c2);
+                c3 = V.Fma(W.Load(w3, k + V.Width), u, c3);
             }
-            a0 = L.Add(a0, c0);
-            a1 = L.Add(a1, c1);
-            a2 = L.Add(a2, c2);
-            a3 = L.Add(a3, c3);
+            a0 = a0 + c0;
+            a1 = a1 + c1;
+            a2 = a2 + c2;
+            a3 = a3 + c3;
             if (k < count)
             {
-                var u = L.Load(x + k);
-                a0 = L.MultiplyAdd(W.Load(w0, k), u, a0);
-                a1 = L.MultiplyAdd(W.Load(w1, k), u, a1);
-                a2 = L.MultiplyAdd(W.Load(w2, k), u, a2);
-                a3 = L.MultiplyAdd(W.Load(w3, k), u, a3);
+                var u = V.Load(x + k);
+                a0 = V.Fma(W.Load(w0, k), u, a0);
+                a1 = V.Fma(W.Load(w1, k), u, a1);
+                a2 = V.Fma(W.Load(w2, k), u, a2);
+                a3 = V.Fma(W.Load(w3, k), u, a3);
             }
-            L.Sum4(a0, a1, a2, a3).Store(y);
+            Wide<V>.SumFour(a0, a1, a2, a3).Store(y);
         }
 
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -209,65 +210,65 @@ internal static unsafe class MatVec
             var x1 = x0 + xStride;
             V a0 = default, a1 = default, a2 = default, a3 = default, d0 = default, d1 = default, d2 = default, d3 = default;
             V c0 = default, c1 = default, c2 = default, c3 = default, e0 = default, e1 = default, e2 = default, e3 = default;
-            nint k = 0, end = count - 2 * L.Count, ahead = RowsAhead * rowBytes;
-            for (; k <= end; k += 2 * L.Count)
+            nint k = 0, end = count - 2 * V.Width, ahead = RowsAhead * rowBytes;
+            for (; k <= end; k += 2 * V.Width)
             {
                 Prefetch(w0 + k * W.Size + ahead);
                 Prefetch(w1 + k * W.Size + ahead);
                 Prefetch(w2 + k * W.Size + ahead);
                 Prefetch(w3 + k * W.Size + ahead);
-                V u = L.Load(x0 + k), v = L.Load(x1 + k), w = W.Load(w0, k);
-                a0 = L.MultiplyAdd(w, u, a0);
-                d0 = L.MultiplyAdd(w, v, d0);
+                V u = V.Load(x0 + k), v = V.Load(x1 + k), w = W.Load(w0, k);
+                a0 = V.Fma(w, u, a0);
+                d0 = V.Fma(w, v, d0);
                 w = W.Load(w1, k);
-                a1 = L.MultiplyAdd(w, u, a1);
-                d1 = L.MultiplyAdd(w, v, d1);
+                a1 = V.Fma(w, u, a1);
+                d1 = V.Fma(w, v, d1);
                 w = W.Load(w2, k);
-                a2 = L.MultiplyAdd(w, u, a2);
-                d2 = L.MultiplyAdd(w, v, d2);
+                a2 = V.Fma(w, u, a2);
+                d2 = V.Fma(w, v, d2);
                 w = W.Load(w3, k);
-                a3 = L.MultiplyAdd(w, u, a3);
-                d3 = L.MultiplyAdd(w, v, d3);
-                u = L.Load(x0 + k + L.Count);
-                v = L.Load(x1 + k + L.Count);
-                w = W.Load(w0, k + L.Count);
-                c0 = L.MultiplyAdd(w, u, c0);
-                e0 = L.MultiplyAdd(w, v, e0);
-                w = W.Load(w1, k + L.Count);
-                c1 = L.MultiplyAdd(w, u, c1);
-                e1 = L.MultiplyAdd(w, v, e1);
-                w = W.Load(w2, k + L.Count);
-                c2 = L.MultiplyAdd(w, u, c2);
-                e2 = L.MultiplyAdd(w, v, e2);
-                w = W.Load(w3, k + L.Count);
-                c3 = L.MultiplyAdd(w, u, c3);
-                e3 = L.MultiplyAdd(w, v, e3);
+                a3 = V.Fma(w, u, a3);
+                d3 = V.Fma(w, v, d3);
+                u = V.Load(x0 + k + V.Width);
+                v = V.Load(x1 + k + V.Width);
+                w = W.Load(w0, k + V.Width);
+                c0 = V.Fma(w, u, c0);
+                e0 = V.Fma(w, v, e0);
+                w = W.Load(w1, k + V.Width);
+                c1 = V.Fma(w, u, c1);
+                e1 = V.Fma(w, v, e1);
+                w = W.Load(w2, k + V.Width);
+                c2 = V.Fma(w, u, c2);
+                e2 = V.Fma(w, v, e2);
+                w = W.Load(w3, k + V.Width);
+                c3 = V.Fma(w, u, c3);
+                e3 = V.Fma(w, v, e3);
             }
-            a0 = L.Add(a0, c0);
-            a1 = L.Add(a1, c1);
-            a2 = L.Add(a2, c2);
-            a3 = L.Add(a3, c3);
-            d0 = L.Add(d0, e0);
-            d1 = L.Add(d1, e1);
-            d2 = L.Add(d2, e2);
-            d3 = L.Add(d3, e3);
+            a0 = a0 + c0;
+            a1 = a1 + c1;
+            a2 = a2 + c2;
+            a3 = a3 + c3;
+            d0 = d0 + e0;
+            d1 = d1 + e1;
+            d2 = d2 + e2;
+            d3 = d3 + e3;
             if (k < count)
             {
-                V u = L.Load(x0 + k), v = L.Load(x1 + k), w = W.Load(w0, k);
-                a0 = L.MultiplyAdd(w, u, a0);
-                d0 = L.MultiplyAdd(w, v, d0);
+                V u = V.Load(x0 + k), v = V.Load(x1 + k), w = W.Load(w0, k);
+                a0 = V.Fma(w, u, a0);
+                d0 = V.Fma(w, v, d0);
                 w = W.Load(w1, k);
-                a1 = L.MultiplyAdd(w, u, a1);
-                d1 = L.MultiplyAdd(w, v, d1);
+                a1 = V.Fma(w, u, a1);
+                d1 = V.Fma(w, v, d1);
                 w = W.Load(w2, k);
-                a2 = L.MultiplyAdd(w, u, a2);
-                d2 = L.MultiplyAdd(w, v, d2);
+                a2 = V.Fma(w, u, a2);
+                d2 = V.Fma(w, v, d2);
                 w = W.Load(w3, k);
-                a3 = L.MultiplyAdd(w, u, a3);
-                d3 = L.MultiplyAdd(w, v, d3);
+                a3 = V.Fma(w, u, a3);
+                d3 = V.Fma(w, v, d3);
             }
-            L.Sum4(a0, a1, a2, a3).Store(y);
-            L.Sum4(d0, d1, d2, d3).Store(y + yStride);
+            Wide<V>.SumFour(a0, a1, a2, a3).Store(y);
+            Wide<V>.SumFour(d0, d1, d2, d3).Store(y + yStride);
         }
 
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -277,63 +278,63 @@ internal static unsafe class MatVec
             float* x1 = x0 + xStride, x2 = x1 + xStride;
             V a00 = default, a01 = default, a10 = default, a11 = default, a20 = default, a21 = default, a30 = default, a31 = default;
             V c00 = default, c01 = default, c10 = default, c11 = default, c20 = default, c21 = default, c30 = default, c31 = default;
-            nint k = 0, end = count - 2 * L.Count, ahead = RowsAhead * (nint)(w1 - w0);
-            for (; k <= end; k += 2 * L.Count)
+            nint k = 0, end = count - 2 * V.Width, ahead = RowsAhead * (nint)(w1 - w0);
+            for (; k <= end; k += 2 * V.Width)
             {
                 Prefetch(w0 + k * W.Size + ahead);
                 Prefetch(w1 + k * W.Size + ahead);
-                V u = W.Load(w0, k), v = W.Load(w1, k), x = L.Load(x0 + k);
-                a00 = L.MultiplyAdd(u, x, a00);
-                a01 = L.MultiplyAdd(v, x, a01);
-                x = L.Load(x1 + k);
-                a10 = L.MultiplyAdd(u, x, a10);
-                a11 = L.MultiplyAdd(v, x, a11);
-                x = L.Load(x2 + k);
-                a20 = L.MultiplyAdd(u, x, a20);
-                a21 = L.MultiplyAdd(v, x, a21);
-                x = L.Load(x3 + k);
-                a30 = L.MultiplyAdd(u, x, a30);
-                a31 = L.MultiplyAdd(v, x, a31);
-                u = W.Load(w0, k + L.Count);
-                v = W.Load(w1, k + L.Count);
-                x = L.Load(x0 + k + L.Count);
-                c00 = L.MultiplyAdd(u, x, c00);
-                c01 = L.MultiplyAdd(v, x, c01);
-                x = L.Load(x1 + k + L.Count);
-                c10 = L.MultiplyAdd(u, x, c10);
-                c11 = L.MultiplyAdd(v, x, c11);
-                x = L.Load(x2 + k + L.Count);
-                c20 = L.MultiplyAdd(u, x, c20);
-                c21 = L.MultiplyAdd(v, x, c21);
-                x = L.Load(x3 + k + L.Count);
-                c30 = L.MultiplyAdd(u, x, c30);
-                c31 = L.MultiplyAdd(v, x, c31);
+                V u = W.Load(w0, k), v = W.Load(w1, k), x = V.Load(x0 + k);
+                a00 = V.Fma(u, x, a00);
+                a01 = V.Fma(v, x, a01);
+                x = V.Load(x1 + k);
+                a10 = V.Fma(u, x, a10);
+                a11 = V.Fma(v, x, a11);
+                x = V.Load(x2 + k);
+                a20 = V.Fma(u, x, a20);
+                a21 = V.Fma(v, x, a21);
+                x = V.Load(x3 + k);
+                a30 = V.Fma(u, x, a30);
+                a31 = V.Fma(v, x, a31);
+                u = W.Load(w0, k + V.Width);
+                v = W.Load(w1, k + V.Width);
+                x = V.Load(x0 + k + V.Width);
+                c00 = V.Fma(u, x, c00);
+                c01 = V.Fma(v, x, c01);
+                x = V.Load(x1 + k + V.Width);
+                c10 = V.Fma(u, x, c10);
+                c11 = V.Fma(v, x, c11);
+                x = V.Load(x2 + k + V.Width);
+                c20 = V.Fma(u, x, c20);
+                c21 = V.Fma(v, x, c21);
+                x = V.Load(x3 + k + V.Width);
+                c30 = V.Fma(u, x, c30);
+                c31 = V.Fma(v, x, c31);
             }
-            a00 = L.Add(a00, c00);
-            a01 = L.Add(a01, c01);
-            a10 = L.Add(a10, c10);
-            a11 = L.Add(a11, c11);
-            a20 = L.Add(a20, c20);
-            a21 = L.Add(a21, c21);
-            a30 = L.Add(a30, c30);
-            a31 = L.Add(a31, c31);
+            a00 = a00 + c00;
+            a01 = a01 + c01;
+            a10 = a10 + c10;
+            a11 = a11 + c11;
+            a20 = a20 + c20;
+            a21 = a21 + c21;
+            a30 = a30 + c30;
+            a31 = a31 + c31;
             if (k < count)
             {
-                V u = W.Load(w0, k), v = W.Load(w1, k), x = L.Load(x0 + k);
-                a00 = L.MultiplyAdd(u, x, a00);
-                a01 = L.MultiplyAdd(v, x, a01);
-                x = L.Load(x1 + k);
-                a10 = L.MultiplyAdd(u, x, a10);
-                a11 = L.MultiplyAdd(v, x, a11);
-                x = L.Load(x2 + k);
-                a20 = L.MultiplyAdd(u, x, a20);
-                a21 = L.MultiplyAdd(v, x, a21);
-                x = L.Load(x3 + k);
-                a30 = L.MultiplyAdd(u, x, a30);
-                a31 = L.MultiplyAdd(v, x, a31);
+                V u = W.Load(w0, k), v = W.Load(w1, k), x = V.Load(x0 + k);
+                a00 = V.Fma(u, x, a00);
+                a01 = V.Fma(v, x, a01);
+                x = V.Load(x1 + k);
+                a10 = V.Fma(u, x, a10);
+                a11 = V.Fma(v, x, a11);
+                x = V.Load(x2 + k);
+                a20 = V.Fma(u, x, a20);
+                a21 = V.Fma(v, x, a21);
+                x = V.Load(x3 + k);
+                a30 = V.Fma(u, x, a30);
+                a31 = V.Fma(v, x, a31);
             }
-            var first = L.Sum4(a00, a01, a10, a11);
-            var second = L.Sum4(a20, a21, a30, a31);
+            var first = Wide<V>.SumFour(a00, a01, a10, a11);
+            var second = Wide<V>.SumFour(a20, a21, a30, a31);
             first.GetLower().Store(y);
             first.GetUpper().Store(y + yStride);
             second.GetLower().Store(y + 2 * yStride);
@@ -345,18 +346,18 @@ internal static unsafe class MatVec
         {
             V a = default, c = default;
             nint k = 0;
-            for (; k + 2 * L.Count <= count; k += 2 * L.Count)
+            for (; k + 2 * V.Width <= count; k += 2 * V.Width)
             {
-                a = L.MultiplyAdd(W.Load(w, k), L.Load(x + k), a);
-                c = L.MultiplyAdd(W.Load(w, k + L.Count), L.Load(x + k + L.Count), c);
+                a = V.Fma(W.Load(w, k), V.Load(x + k), a);
+                c = V.Fma(W.Load(w, k + V.Width), V.Load(x + k + V.Width), c);
             }
-            a = L.Add(a, c);
-            if (k + L.Count <= count)
+            a = a + c;
+            if (k + V.Width <= count)
             {
-                a = L.MultiplyAdd(W.Load(w, k), L.Load(x + k), a);
-                k += L.Count;
+                a = V.Fma(W.Load(w, k), V.Load(x + k), a);
+                k += V.Width;
             }
-            var y = L.Sum4(a, a, a, a).ToScalar();
+            var y = Wide<V>.Sum(a);
             for (; k < count; k++) y = MathF.FusedMultiplyAdd(W.LoadOne(w, k), x[k], y);
             return y;
         }

@@ -1,4 +1,5 @@
 using MambaVL.Checkpoints;
+using MambaVL.Kernels;
 using MambaVL.Scan;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -84,6 +85,7 @@ public sealed class Mamba : LanguageModel
 {
     internal readonly MambaBackbone backbone;
     internal readonly Linear? lm_head; // absent where the head is the embedding table
+    private readonly MambaDecoder _decoder;
 
     /// <summary>Builds the model over parameters from <paramref name="source"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">A size is not positive.</exception>
@@ -96,6 +98,7 @@ public sealed class Mamba : LanguageModel
         backbone = new(source.Root[nameof(backbone)], config);
         if (!config.TieEmbeddings)
             lm_head = new(source.Root[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
+        _decoder = new(this);
         RegisterComponents();
     }
 
@@ -149,6 +152,7 @@ public sealed class Mamba : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<MambaState>(ids, states);
+        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
