@@ -1,8 +1,13 @@
+using MambaVL.Checkpoints;
+using TorchSharp;
+using TorchSharp.Modules;
 using static TorchSharp.torch;
+using F = TorchSharp.torch.nn.functional;
 
 namespace MambaVL.Models;
 
 /// <summary>What turns a picture into one vector for each of its patches.</summary>
+/// <remarks>Tensors that a method returns belong to the caller. Any number of threads may use one encoder.</remarks>
 public abstract class VisionEncoder : nn.Module
 {
     /// <summary>Makes an unnamed encoder.</summary>
@@ -14,7 +19,77 @@ public abstract class VisionEncoder : nn.Module
     /// <summary>Pixels on a side of one square patch.</summary>
     public abstract int PatchSize { get; }
 
+    /// <summary>Pixels on a side of the square images that the encoder's positions were made for.</summary>
+    public abstract int ImageSize { get; }
+
     /// <summary>The patch features that the connector takes: [b, 3, h, w] -> [b, patches, width], row by row, the class
     /// token dropped. The caller owns the result.</summary>
-    public abstract Tensor Encode(Tensor pixelValues);
+    /// <param name="pixelValues">[b, 3, h, w], normalised; of any floating type, and on any device (both are brought to
+    /// the weights' own). The height and the width are multiples of <see cref="PatchSize"/>; where they differ from
+    /// <see cref="ImageSize"/>, the positions are resampled.</param>
+    /// <remarks>On the CPU each image of a batch gives the same bits as it does alone.</remarks>
+    /// <exception cref="ArgumentException">The shape or the element type is none of these.</exception>
+    public Tensor Encode(Tensor pixelValues) => ImageByImage(pixelValues, EncodeImages);
+
+    /// <summary><see cref="Encode"/> of images that were checked and have the weights' precision and device.</summary>
+    private protected abstract Tensor EncodeImages(Tensor images);
+
+    /// <summary>A weight whose precision and device the images take; null where there is none.</summary>
+    private protected virtual Tensor? Weight => null;
+
+    /// <summary>Checks the images, brings them to the weights' precision and device, and runs <paramref name="forward"/>.</summary>
+    private protected Tensor ImageByImage(Tensor pixelValues, Func<Tensor, Tensor> forward)
+    {
+        Check(pixelValues);
+        using var scope = NewDisposeScope();
+        var images = Weight is { } weight ? pixelValues.to(weight.dtype, weight.device) : pixelValues;
+        return OneByOneOnCpu(images, forward).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>One batch on a GPU; on the CPU one row after the other, because a batch is no faster there, and a matrix product
+    /// may round differently for each number of rows.</summary>
+    internal static Tensor OneByOneOnCpu(Tensor batch, Func<Tensor, Tensor> forward)
+    {
+        if (batch.device_type != DeviceType.CPU || batch.shape[0] == 1) return forward(batch);
+        using var scope = NewDisposeScope();
+        var results = new List<Tensor>();
+        for (long i = 0; i < batch.shape[0]; i++)
+        {
+            using var one = batch.narrow(0, i, 1);
+            results.Add(forward(one));
+        }
+        return cat(results).MoveToOuterDisposeScope();
+    }
+
+    private void Check(Tensor pixelValues)
+    {
+        ArgumentNullException.ThrowIfNull(pixelValues);
+        var shape = pixelValues.shape;
+        if (!pixelValues.is_floating_point())
+            throw new ArgumentException($"The pixel values are {pixelValues.dtype}; normalised floating-point values are expected.", nameof(pixelValues));
+        if (shape is not [ > 0, 3, > 0, > 0] || shape[2] % PatchSize != 0 || shape[3] % PatchSize != 0)
+            throw new ArgumentException($"The pixel values have the shape [{string.Join(", ", shape)}]; [b, 3, h, w] is expected, h and w "
+                + $"multiples of the patch size {PatchSize}. Resize the images first, to {ImageSize}x{ImageSize} unless you mean another size.", nameof(pixelValues));
+    }
+}
+
+/// <summary>A convolution whose stride is its kernel: one product for each patch.</summary>
+internal sealed class PatchProjection : nn.Module<Tensor, Tensor>
+{
+    private readonly Parameter weight; // (d, 3, patch, patch)
+    private readonly Parameter? bias;  // (d)
+
+    public PatchProjection(ParameterScope p, int patchSize, long width, bool hasBias) : base(nameof(PatchProjection))
+    {
+        weight = p.Take(nameof(weight), [width, 3, patchSize, patchSize], Initial.FanIn(3L * patchSize * patchSize));
+        if (hasBias) bias = p.Take(nameof(bias), [width], Initial.Zeros);
+        RegisterComponents();
+    }
+
+    public override Tensor forward(Tensor images)
+    {
+        using var scope = NewDisposeScope();
+        var patches = F.conv2d(images, weight, bias, strides: [weight.shape[2], weight.shape[3]]); // (b, d, rows, cols)
+        return patches.flatten(2).transpose(1, 2).MoveToOuterDisposeScope();                       // (b, n, d)
+    }
 }

@@ -1,57 +1,56 @@
 using System.Runtime.CompilerServices;
-using System.Runtime.InteropServices;
+using System.Runtime.ExceptionServices;
 
 namespace MambaVL;
 
-// Minimal bootstrap so that the rest can be developed; the Runtime work item replaces it.
-/// <summary>The native libraries.</summary>
+/// <summary>
+/// TorchSharp's native libraries: found, made loadable on this machine, and explained where they are not. See
+/// docs/native-runtime.md.
+/// </summary>
+/// <remarks>The first use of any type of this assembly loads them. An application that uses TorchSharp's own types before
+/// that calls <see cref="EnsureLoaded"/> as its first line: TorchSharp's first failure stays for the whole process.</remarks>
 public static class Runtime
 {
-    private static bool _done;
+    private static readonly Lazy<(NativeState? State, NativeRuntimeException? Error)> Outcome = new(() =>
+    {
+        try
+        {
+            return (NativeBootstrap.Run(), null);
+        }
+        catch (NativeRuntimeException e)
+        {
+            return (null, e);
+        }
+    });
 
+    // A failure is kept for EnsureLoaded: thrown from here, it would be buried in a TypeInitializationException.
 #pragma warning disable CA2255
     [ModuleInitializer]
 #pragma warning restore CA2255
-    internal static void Initialize() => EnsureLoaded();
+    internal static void Initialize() => _ = Outcome.Value;
 
-    /// <summary>Makes TorchSharp's native library loadable on this machine.</summary>
+    /// <summary>Makes sure that TorchSharp works in this process. The work is done once; later calls cost nothing. On Linux it
+    /// loads libtorch (of the native package, of <c>MAMBAVL_LIBTORCH_DIR</c>, or of the system's library path) and
+    /// libLibTorchSharp.so, from a patched copy in a cache folder where the system's C++ library is too old for it.</summary>
+    /// <exception cref="NativeRuntimeException">Something is missing or does not fit; each call throws it.</exception>
     public static void EnsureLoaded()
     {
-        if (_done) return;
-        _done = true;
-        var dir = Path.Combine(AppContext.BaseDirectory, "runtimes/linux-x64/native");
-        if (!Directory.Exists(dir)) dir = AppContext.BaseDirectory;
-        var data = File.ReadAllBytes(Path.Combine(dir, "libLibTorchSharp.so"));
-        var patched = Path.Combine(Path.GetTempPath(), $"libLibTorchSharp-{Environment.ProcessId}.so");
-        Patch(data);
-        File.WriteAllBytes(patched, data);
-        foreach (var f in Directory.GetFiles(dir, "libgomp*").Concat(["libc10.so", "libtorch_cpu.so", "libtorch.so"]))
-            NativeLibrary.Load(Path.Combine(dir, f));
-        NativeLibrary.Load(patched);
-        File.Delete(patched);
+        if (Outcome.Value.Error is { } error) ExceptionDispatchInfo.Throw(error);
     }
 
-    private static void Patch(byte[] d)
+    /// <summary>Makes sure that one CUDA device works: libtorch has CUDA, a driver is there, the device exists, is not too old
+    /// for this libtorch, and runs a kernel.</summary>
+    /// <param name="device">Index of the device, as PyTorch counts them (after <c>CUDA_VISIBLE_DEVICES</c>).</param>
+    /// <exception cref="ArgumentOutOfRangeException">The index is negative.</exception>
+    /// <exception cref="NativeRuntimeException">One of these is not so; the message says which, and what to do.</exception>
+    public static void EnsureCuda(int device = 0)
     {
-        var shoff = (int)BitConverter.ToUInt64(d, 0x28);
-        int size = BitConverter.ToUInt16(d, 0x3A), n = BitConverter.ToUInt16(d, 0x3C);
-        for (var i = 0; i < n; i++)
-        {
-            var s = shoff + i * size;
-            if (BitConverter.ToUInt32(d, s + 4) != 0x6ffffffe) continue;
-            int o = (int)BitConverter.ToUInt64(d, s + 24), count = (int)BitConverter.ToUInt32(d, s + 44);
-            var strs = (int)BitConverter.ToUInt64(d, shoff + (int)BitConverter.ToUInt32(d, s + 40) * size + 24);
-            for (var j = 0; j < count; j++)
-            {
-                var a = o + BitConverter.ToInt32(d, o + 8);
-                for (var k = 0; k < BitConverter.ToUInt16(d, o + 2); k++)
-                {
-                    var name = strs + BitConverter.ToInt32(d, a + 8);
-                    if (System.Text.Encoding.ASCII.GetString(d, name, 14) == "GLIBCXX_3.4.32") d[a + 4] |= 2;
-                    a += BitConverter.ToInt32(d, a + 12);
-                }
-                o += BitConverter.ToInt32(d, o + 12);
-            }
-        }
+        ArgumentOutOfRangeException.ThrowIfNegative(device);
+        EnsureLoaded();
+        CudaCheck.Ensure(Outcome.Value.State!, device);
     }
+
+    /// <summary>What this process runs on: system, libraries and where each came from, patches, devices, settings. Never throws
+    /// for a machine that lacks something: the report says so.</summary>
+    public static RuntimeReport Describe() => RuntimeReport.Make(Outcome.Value.State, Outcome.Value.Error);
 }
