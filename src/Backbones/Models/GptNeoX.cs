@@ -243,7 +243,7 @@ internal sealed class GptNeoXBody : nn.Module
     public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
     {
         var (cos, sin) = RotaryTables(state?.Length ?? 0, embeddings.shape[1]);
-        var x = embeddings.OwnAs(embed_in.weight.dtype);
+        var x = embeddings.to(embed_in.weight.dtype);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());

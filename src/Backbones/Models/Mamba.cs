@@ -184,10 +184,9 @@ internal sealed class MambaState : DecoderState
         Model = model;
         MaxLength = maxLength;
         var (config, device) = (model.Config, model.backbone.embedding.weight.device);
-        using var noGrad = no_grad();
         Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
         Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.zero_();
+        foreach (var t in Convolution.Concat(Scan)) t.fill_(0);
     }
 
     public override DecoderState Clone()
@@ -228,7 +227,7 @@ internal sealed class MambaBackbone : nn.Module
     public Tensor Layers(Tensor embeddings, MambaState? state, IList<Tensor>? hiddenStates)
     {
         var dtype = embedding.weight.dtype;
-        var x = embeddings.to(dtype).OwnAs(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
+        var x = embeddings.to(dtype).to(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
