@@ -73,7 +73,7 @@ public partial class ImageProcessorTests
     }
 
     [Fact]
-    public void ALargePictureOnSeveralThreadsEqualsPillow()
+    public void ALargePictureEqualsPillow()
     {
         foreach (var path in Pictures.Large())
         {
