@@ -201,7 +201,7 @@ public class LanguageModelTests
     {
         var source = new CountingSource();
         var before = Created();
-        using var model = Configs[name].Build(source);
+        using var model = Configs[name].Create(source.Root);
         (Created() - before).Should().Be(source.Created, "all tensors come from the source");
         model.named_parameters().Select(p => p.name).Should().BeEquivalentTo(source.Names, "fields are named as the checkpoint's keys");
     }
@@ -262,14 +262,14 @@ public class LanguageModelTests
         Refused((MambaConfig)Configs["mamba"] with { NormEpsilon = double.NaN }, "*NormEpsilon*");
 
         static void Refused(LanguageConfig config, string message)
-            => config.Invoking(c => c.Build(new ShapeRecorder())).Should().Throw<ArgumentException>().WithMessage(message);
+            => config.Invoking(c => c.Create(new ShapeRecorder().Root)).Should().Throw<ArgumentException>().WithMessage(message);
     }
 
     [Fact]
     public void MambaStartsFromThePapersValues()
     {
         using var scope = NewDisposeScope();
-        using var model = Configs["mamba"].Build(new RandomParameters(7));
+        using var model = Configs["mamba"].Create(new RandomParameters(7).Root);
         var p = model.named_parameters().ToDictionary(x => x.name, x => x.parameter);
         const string mixer = "backbone.layers.1.mixer.";
         Compare.Close(p[mixer + "A_log"].exp(), arange(1, 6, dtype: ScalarType.Float32).expand(48, 5), 1e-6, "A");
@@ -283,7 +283,7 @@ public class LanguageModelTests
     }
 
     private static LanguageModel Build(string name, ScalarType dtype = ScalarType.Float32)
-        => Configs[name].Build(new Enlarged(new RandomParameters(7, dtype)));
+        => Configs[name].Create(new Enlarged(new RandomParameters(7, dtype)).Root);
 
     private static DecoderState Read(LanguageModel model, int length, params long[] then)
     {
