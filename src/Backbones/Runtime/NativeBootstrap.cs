@@ -240,7 +240,7 @@ internal sealed class NativeBootstrap
     private static nint OpenBinding(string file, List<string> tried, out string error)
     {
         var handle = Dl.Open(file, Dl.Now, out error);
-        if (handle == 0) tried.Add($"{file} ({error})");
+        if (handle == 0) tried.Add(error.StartsWith(file, StringComparison.Ordinal) ? error : $"{file}: {error}");
         return handle;
     }
 
