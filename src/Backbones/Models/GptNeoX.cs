@@ -1,3 +1,4 @@
+using System.Text.Json.Nodes;
 using MambaVL.Checkpoints;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -48,14 +49,38 @@ public sealed record GptNeoXConfig : LanguageConfig
     /// <summary>Added to the variance in every LayerNorm. Default 1e-5.</summary>
     public double NormEpsilon { get; init; } = 1e-5;
 
-    /// <summary>Whether the head is the embedding table. Default false: Pythia has two tables.</summary>
-    public bool TieEmbeddings { get; init; }
+    /// <inheritdoc/>
+    public override bool TieEmbeddings { get; init; }
 
     /// <summary>The standard deviation of the weights that training starts from. Default 0.02.</summary>
     public double InitializerRange { get; init; } = 0.02;
 
     /// <inheritdoc/>
-    public override LanguageModel Build(ParameterSource source) => new GptNeoX(this, source);
+    public override CheckpointNames Names => !TieEmbeddings ? CheckpointNames.GptNeoX
+        : CheckpointNames.GptNeoX with { SameParameter = [["gpt_neox.embed_in.weight", "embed_out.weight", "lm_head.weight"]] };
+
+    /// <inheritdoc/>
+    public override LanguageModel Create(ParameterScope p) => new GptNeoX(this, p);
+
+    /// <inheritdoc/>
+    /// <remarks>In the dialect of transformers.</remarks>
+    public override JsonObject ToJson() => new()
+    {
+        ["model_type"] = "gpt_neox",
+        ["hidden_size"] = HiddenSize,
+        ["num_hidden_layers"] = LayerCount,
+        ["vocab_size"] = VocabularySize,
+        ["num_attention_heads"] = HeadCount,
+        ["intermediate_size"] = IntermediateSize,
+        ["rotary_pct"] = RotaryFraction,
+        ["rotary_emb_base"] = RotaryBase,
+        ["use_parallel_residual"] = ParallelResidual,
+        ["attention_bias"] = AttentionBias,
+        ["hidden_act"] = TanhGelu ? "gelu_new" : "gelu",
+        ["layer_norm_eps"] = NormEpsilon,
+        ["tie_word_embeddings"] = TieEmbeddings,
+        ["initializer_range"] = InitializerRange,
+    };
 
     internal long HeadSize => HiddenSize / HeadCount;
 
@@ -83,17 +108,16 @@ public sealed class GptNeoX : LanguageModel
     internal readonly GptNeoXBody gpt_neox;
     internal readonly Linear? embed_out; // absent where the head is the embedding table
 
-    /// <summary>Builds the model over parameters from <paramref name="source"/>: a checkpoint's, or first values.</summary>
+    /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">The sizes contradict each other.</exception>
-    public GptNeoX(GptNeoXConfig config, ParameterSource source) : base(nameof(GptNeoX))
+    public GptNeoX(GptNeoXConfig config, ParameterScope p) : base(nameof(GptNeoX))
     {
         ArgumentNullException.ThrowIfNull(config);
-        ArgumentNullException.ThrowIfNull(source);
         config.Check();
         Config = config;
-        gpt_neox = new(source.Root[nameof(gpt_neox)], config);
+        gpt_neox = new(p[nameof(gpt_neox)], config);
         if (!config.TieEmbeddings)
-            embed_out = new(source.Root[nameof(embed_out)], config.HiddenSize, config.VocabularySize, hasBias: false, Initial.Normal(config.InitializerRange));
+            embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, hasBias: false, Initial.Normal(config.InitializerRange));
         RegisterComponents();
     }
 
@@ -243,7 +267,7 @@ internal sealed class GptNeoXBody : nn.Module
     public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
     {
         var (cos, sin) = RotaryTables(state?.Length ?? 0, embeddings.shape[1]);
-        var x = embeddings.OwnAs(embed_in.weight.dtype);
+        var x = embeddings.to(embed_in.weight.dtype);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());

@@ -67,6 +67,7 @@ internal sealed class LanguageConfigReader(LanguageConfigSection config, IReadOn
             ResidualInFloat32 = config.Flag("residual_in_fp32") ?? true,
             ProjectionBias = Has($"{mixer}.in_proj.bias"),
             ConvolutionBias = Has($"{mixer}.conv1d.bias"),
+            InitializerRange = config.Number("initializer_range", 0, 10) ?? 0.02,
             TieEmbeddings = ReadTied(ssm ? "tie_embeddings" : "tie_word_embeddings", true, d, "lm_head.weight"),
         };
     }
@@ -109,6 +110,7 @@ internal sealed class LanguageConfigReader(LanguageConfigSection config, IReadOn
             AttentionBias = Has($"{layer}.attention.dense.bias"),
             TanhGelu = activation != "gelu",
             NormEpsilon = config.Number("layer_norm_eps", 0, 1) ?? 1e-5,
+            InitializerRange = config.Number("initializer_range", 0, 10) ?? 0.02,
             TieEmbeddings = ReadTied("tie_word_embeddings", false, d, "embed_out.weight", "lm_head.weight"),
         };
     }

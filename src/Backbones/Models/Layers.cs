@@ -12,7 +12,7 @@ namespace MambaVL.Models;
 /// <summary>First values of parameters.</summary>
 internal static class Initial
 {
-    public static void Zeros(Tensor t) => t.zero_();
+    public static void Zeros(Tensor t) => t.fill_(0);
 
     public static void Ones(Tensor t) => t.fill_(1);
 
@@ -21,13 +21,6 @@ internal static class Initial
 
     /// <summary>Uniform within 1/sqrt(fanIn), what PyTorch gives a Linear.</summary>
     public static Action<Tensor> FanIn(long fanIn) => t => t.uniform_(-1 / Math.Sqrt(fanIn), 1 / Math.Sqrt(fanIn));
-}
-
-internal static class Precision
-{
-    /// <summary>The same values in another precision. Always a tensor of its own, unlike <c>to</c>, so that it may be
-    /// disposed; without a copy where the precision stays.</summary>
-    public static Tensor OwnAs(this Tensor t, ScalarType dtype) => t.dtype == dtype ? t.alias() : t.to(dtype);
 }
 
 /// <summary>y = x Wᵀ + b</summary>

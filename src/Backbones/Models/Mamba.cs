@@ -1,3 +1,4 @@
+using System.Text.Json.Nodes;
 using MambaVL.Checkpoints;
 using MambaVL.Kernels;
 using MambaVL.Scan;
@@ -58,17 +59,43 @@ public sealed record MambaConfig : LanguageConfig
     /// <summary>Whether the convolution has a bias. Default true.</summary>
     public bool ConvolutionBias { get; init; } = true;
 
-    /// <summary>Whether the head is the embedding table. Default true.</summary>
-    public bool TieEmbeddings { get; init; } = true;
+    /// <inheritdoc/>
+    public override bool TieEmbeddings { get; init; } = true;
 
     /// <summary>The standard deviation of the embeddings that training starts from. Default 0.02.</summary>
     public double InitializerRange { get; init; } = 0.02;
 
-    /// <inheritdoc/>
-    public override LanguageModel Build(ParameterSource source) => new Mamba(this, source);
-
     /// <summary>Channels inside a layer (d_inner, e).</summary>
     public long InnerSize => Expand * HiddenSize;
+
+    /// <inheritdoc/>
+    public override CheckpointNames Names => CheckpointNames.Mamba;
+
+    /// <inheritdoc/>
+    public override LanguageModel Create(ParameterScope p) => new Mamba(this, p);
+
+    /// <inheritdoc/>
+    /// <remarks>In the dialect of state-spaces.</remarks>
+    public override JsonObject ToJson() => new()
+    {
+        ["d_model"] = HiddenSize,
+        ["n_layer"] = LayerCount,
+        ["vocab_size"] = VocabularySize,
+        ["ssm_cfg"] = new JsonObject
+        {
+            ["d_state"] = StateSize,
+            ["d_conv"] = ConvolutionSize,
+            ["expand"] = Expand,
+            ["dt_rank"] = TimeStepRank,
+            ["bias"] = ProjectionBias,
+            ["conv_bias"] = ConvolutionBias,
+        },
+        ["rms_norm"] = Norm == NormKind.RmsNorm,
+        ["norm_epsilon"] = NormEpsilon,
+        ["residual_in_fp32"] = ResidualInFloat32,
+        ["tie_embeddings"] = TieEmbeddings,
+        ["initializer_range"] = InitializerRange,
+    };
 
     internal void Check()
     {
@@ -87,17 +114,16 @@ public sealed class Mamba : LanguageModel
     internal readonly Linear? lm_head; // absent where the head is the embedding table
     private readonly MambaDecoder _decoder;
 
-    /// <summary>Builds the model over parameters from <paramref name="source"/>: a checkpoint's, or first values.</summary>
+    /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">A size is not positive.</exception>
-    public Mamba(MambaConfig config, ParameterSource source) : base(nameof(Mamba))
+    public Mamba(MambaConfig config, ParameterScope p) : base(nameof(Mamba))
     {
         ArgumentNullException.ThrowIfNull(config);
-        ArgumentNullException.ThrowIfNull(source);
         config.Check();
         Config = config;
-        backbone = new(source.Root[nameof(backbone)], config);
+        backbone = new(p[nameof(backbone)], config);
         if (!config.TieEmbeddings)
-            lm_head = new(source.Root[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
+            lm_head = new(p[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
         _decoder = new(this);
         RegisterComponents();
     }
@@ -188,10 +214,9 @@ internal sealed class MambaState : DecoderState
         Model = model;
         MaxLength = maxLength;
         var (config, device) = (model.Config, model.backbone.embedding.weight.device);
-        using var noGrad = no_grad();
         Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
         Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.zero_();
+        foreach (var t in Convolution.Concat(Scan)) t.fill_(0);
     }
 
     public override DecoderState Clone()
@@ -232,7 +257,7 @@ internal sealed class MambaBackbone : nn.Module
     public Tensor Layers(Tensor embeddings, MambaState? state, IList<Tensor>? hiddenStates)
     {
         var dtype = embedding.weight.dtype;
-        var x = embeddings.to(dtype).OwnAs(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
+        var x = embeddings.to(dtype).to(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());

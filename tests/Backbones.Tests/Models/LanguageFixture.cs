@@ -30,7 +30,9 @@ internal sealed class LanguageFixture : IDisposable
     {
         using var checkpoint = Checkpoint.Open(path);
         var config = LanguageConfig.Load(System.IO.Path.Combine(path, "config.json"), checkpoint.Tensors);
-        return config.Build(new TestLoading(checkpoint, dtype));
+        var recorder = new ShapeRecorder();
+        config.Create(recorder.Root).Dispose();
+        return config.Create(new CheckpointParameters(checkpoint, recorder.Shapes, config.Names, dtype).Root);
     }
 
     /// <summary>The reference's ids of each row, continued greedily from their first <paramref name="prompt"/>.</summary>

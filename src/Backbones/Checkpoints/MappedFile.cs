@@ -1,0 +1,103 @@
+using System.Collections.Concurrent;
+using System.IO.MemoryMappedFiles;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using Microsoft.Win32.SafeHandles;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MambaVL.Checkpoints;
+
+/// <summary>A file that is read by plain reads, or in place by tensors on memory-mapped views of it.</summary>
+/// <remarks>
+/// Every tensor has a copy-on-write view of its own: training it in place changes neither the file nor what the next read
+/// of the same bytes gives. A view goes with the last tensor on it, which may be long after <see cref="Dispose"/>.
+/// </remarks>
+internal sealed unsafe class MappedFile : IDisposable
+{
+    // libtorch hands its deleter the tensor's address and nothing else; this finds the view that starts there.
+    private static readonly ConcurrentDictionary<nint, MemoryMappedViewAccessor> Views = [];
+
+    private readonly SafeFileHandle _handle;
+    private readonly Lazy<MemoryMappedFile> _mapping;
+
+    /// <summary>Opens the file; nothing is mapped before the first <see cref="View"/>.</summary>
+    public MappedFile(string path)
+    {
+        Path = path;
+        _handle = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read | FileShare.Delete);
+        Length = RandomAccess.GetLength(_handle);
+        _mapping = new(() => MemoryMappedFile.CreateFromFile(_handle, null, Length, MemoryMappedFileAccess.CopyOnWrite, HandleInheritability.None, leaveOpen: true));
+    }
+
+    public string Path { get; }
+
+    /// <summary>Bytes in the file when it was opened.</summary>
+    public long Length { get; }
+
+    /// <summary>Reads with a plain file read, which leaves no page of the file in this process's memory.</summary>
+    public void Read(long offset, Span<byte> destination)
+    {
+        while (!destination.IsEmpty)
+        {
+            var n = RandomAccess.Read(_handle, destination, offset);
+            if (n == 0) throw new CheckpointException(Path, null, $"the file ends at byte {offset}; it was {Length} bytes long when it was opened.");
+            destination = destination[n..];
+            offset += n;
+        }
+    }
+
+    /// <summary>A tensor on the mapped bytes. The caller owns it, and has checked the range and the alignment.</summary>
+    public Tensor View(long offset, long bytes, ReadOnlySpan<long> shape, ScalarType type)
+    {
+        var view = _mapping.Value.CreateViewAccessor(offset, bytes, MemoryMappedFileAccess.CopyOnWrite);
+        byte* start = null;
+        view.SafeMemoryMappedViewHandle.AcquirePointer(ref start);
+        start += view.PointerOffset;
+        Views[(nint)start] = view;
+        fixed (long* sizes = shape)
+        {
+            var handle = Native.NewTensor(start, &Release, sizes, shape.Length, (sbyte)type, (sbyte)type, 0, -1, 0);
+            if (handle == 0) // libtorch may or may not have called the deleter; a second call does nothing
+            {
+                Free((nint)start);
+                CheckForErrors();
+            }
+            return Tensor.UnsafeCreateTensor(handle);
+        }
+    }
+
+    /// <summary>Closes the file; views stay.</summary>
+    public void Dispose()
+    {
+        if (_mapping.IsValueCreated) _mapping.Value.Dispose();
+        _handle.Dispose();
+    }
+
+    [UnmanagedCallersOnly(CallConvs = [typeof(CallConvCdecl)])]
+    private static void Release(void* data) => Free((nint)data);
+
+    private static void Free(nint start)
+    {
+        if (!Views.TryRemove(start, out var view)) return;
+        view.SafeMemoryMappedViewHandle.ReleasePointer();
+        view.Dispose();
+    }
+
+    /// <summary>The one function of TorchSharp's native library that its managed API does not offer: a tensor on memory
+    /// that is not libtorch's (THSTensor_new in THSTensorFactories.cpp).</summary>
+    private static class Native
+    {
+        public static readonly delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint> NewTensor;
+
+        static Native()
+        {
+            Runtime.EnsureLoaded();
+            InitializeDeviceType(DeviceType.CPU);
+            // Asked on behalf of TorchSharp's own assembly, so that it is the very library that TorchSharp uses.
+            var library = NativeLibrary.Load("LibTorchSharp", typeof(torch).Assembly, null);
+            NewTensor = (delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint>)
+                NativeLibrary.GetExport(library, "THSTensor_new");
+        }
+    }
+}
