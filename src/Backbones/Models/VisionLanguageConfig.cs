@@ -37,48 +37,9 @@ public sealed record VisionLanguageConfig
 
     /// <summary>A config.json from which the same is read again: vl_mamba's dialect, with the vision encoder's own settings
     /// in <c>vision_config</c>.</summary>
-    internal JsonObject ToJson()
+    public JsonObject ToJson()
     {
-        JsonObject json = Language switch
-        {
-            MambaConfig m => new()
-            {
-                ["model_type"] = "mamba",
-                ["d_model"] = m.HiddenSize,
-                ["n_layer"] = m.LayerCount,
-                ["vocab_size"] = m.VocabularySize,
-                ["ssm_cfg"] = new JsonObject
-                {
-                    ["d_state"] = m.StateSize,
-                    ["d_conv"] = m.ConvolutionSize,
-                    ["expand"] = m.Expand,
-                    ["dt_rank"] = m.TimeStepRank,
-                    ["bias"] = m.ProjectionBias,
-                    ["conv_bias"] = m.ConvolutionBias,
-                },
-                ["rms_norm"] = m.Norm == NormKind.RmsNorm,
-                ["norm_epsilon"] = m.NormEpsilon,
-                ["residual_in_fp32"] = m.ResidualInFloat32,
-                ["tie_embeddings"] = m.TieEmbeddings,
-            },
-            GptNeoXConfig g => new()
-            {
-                ["model_type"] = "gpt_neox",
-                ["hidden_size"] = g.HiddenSize,
-                ["num_hidden_layers"] = g.LayerCount,
-                ["num_attention_heads"] = g.HeadCount,
-                ["intermediate_size"] = g.IntermediateSize,
-                ["vocab_size"] = g.VocabularySize,
-                ["hidden_act"] = g.TanhGelu ? "gelu_new" : "gelu",
-                ["rotary_pct"] = g.RotaryFraction,
-                ["rotary_emb_base"] = g.RotaryBase,
-                ["use_parallel_residual"] = g.ParallelResidual,
-                ["attention_bias"] = g.AttentionBias,
-                ["layer_norm_eps"] = g.NormEpsilon,
-                ["tie_word_embeddings"] = g.TieEmbeddings,
-            },
-            var other => throw new NotSupportedException($"There is no config.json for a {other.GetType().Name}."),
-        };
+        var json = Language.ToJson();
         json["image_size"] = Images.ImageSize;
         json["image_mean"] = new JsonArray([.. Images.Mean.Select(v => JsonValue.Create(v))]);
         json["image_std"] = new JsonArray([.. Images.Std.Select(v => JsonValue.Create(v))]);
@@ -87,35 +48,46 @@ public sealed record VisionLanguageConfig
         return json;
     }
 
-    /// <summary>Reads config.json beside the names and shapes of the tensors.</summary>
-    /// <exception cref="InvalidDataException">The file is damaged, is no vision-language model's, or contradicts the tensors.</exception>
-    internal static VisionLanguageConfig Load(string path, IReadOnlyDictionary<string, TensorEntry> tensors)
+    /// <summary>Learns what the model of a checkpoint is, from config.json and from the names and shapes of its tensors.</summary>
+    /// <param name="config">The root of config.json, in any of the dialects of docs/checkpoints.md.</param>
+    /// <param name="tensors">What the checkpoint holds: <see cref="Checkpoint.Tensors"/>.</param>
+    /// <param name="file">What to call the file in an error.</param>
+    /// <exception cref="InvalidDataException">It is no vision-language model that is here, or contradicts the tensors.</exception>
+    public static VisionLanguageConfig Resolve(JsonElement config, IReadOnlyDictionary<string, TensorEntry> tensors, string file = "config.json")
     {
+        var language = LanguageConfig.Resolve(config, tensors, file);
+        var vision = VisionConfig.Resolve(config, tensors);
+        var connector = ConnectorConfig.Resolve(tensors);
+        if (connector.FeatureWidth != vision.FeatureWidth || connector.HiddenSize != language.HiddenSize)
+            throw new InvalidDataException($"'{file}': the connector goes from {connector.FeatureWidth} to {connector.HiddenSize}; the vision encoder gives {vision.FeatureWidth} and the language model takes {language.HiddenSize}.");
+        return new()
+        {
+            Vision = vision,
+            Language = language,
+            ConnectorNorm = connector.Norm,
+            Images = ReadImages(config, vision, file),
+            InstructionFirst = config.TryGetProperty("instruction_first", out var first) && first.ValueKind switch
+            {
+                JsonValueKind.True => true,
+                JsonValueKind.False => false,
+                _ => throw new InvalidDataException($"'{file}': 'instruction_first' is {first.ValueKind}; expected true or false."),
+            },
+        };
+    }
+
+    /// <summary>As <see cref="Resolve"/>, from a file.</summary>
+    /// <exception cref="InvalidDataException">As <see cref="Resolve"/>; or the file is not JSON, or above 16 MB.</exception>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    public static VisionLanguageConfig Load(string path, IReadOnlyDictionary<string, TensorEntry> tensors)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
         if (!File.Exists(path)) throw new FileNotFoundException($"There is no '{path}'; expected the model's config.json beside its weights.", path);
-        if (new FileInfo(path).Length > LargestFile)
-            throw new InvalidDataException($"'{path}' has {new FileInfo(path).Length:N0} bytes; expected a configuration of at most {LargestFile:N0}.");
+        if (new FileInfo(path).Length is > LargestFile and var length)
+            throw new InvalidDataException($"'{path}' has {length:N0} bytes; expected a configuration of at most {LargestFile:N0}.");
         try
         {
             using var json = JsonDocument.Parse(File.ReadAllBytes(path));
-            var language = LanguageConfig.Parse(json.RootElement.GetRawText(), tensors, path);
-            var vision = VisionConfig.Resolve(json.RootElement, tensors);
-            var connector = ConnectorConfig.Resolve(tensors);
-            if (connector.FeatureWidth != vision.FeatureWidth || connector.HiddenSize != language.HiddenSize)
-                throw new InvalidDataException($"'{path}': the connector goes from {connector.FeatureWidth} to {connector.HiddenSize}; the vision encoder gives {vision.FeatureWidth} and the language model takes {language.HiddenSize}.");
-
-            return new()
-            {
-                Vision = vision,
-                Language = language,
-                ConnectorNorm = connector.Norm,
-                Images = ReadImages(json.RootElement, vision, path),
-                InstructionFirst = json.RootElement.TryGetProperty("instruction_first", out var first) && first.ValueKind switch
-                {
-                    JsonValueKind.True => true,
-                    JsonValueKind.False => false,
-                    _ => throw new InvalidDataException($"'{path}': 'instruction_first' is {first.ValueKind}; expected true or false."),
-                },
-            };
+            return Resolve(json.RootElement, tensors, path);
         }
         catch (JsonException e)
         {
@@ -123,13 +95,13 @@ public sealed record VisionLanguageConfig
         }
     }
 
-    private static ImageProcessorOptions ReadImages(JsonElement root, VisionConfig vision, string path)
+    private static ImageProcessorOptions ReadImages(JsonElement root, VisionConfig vision, string file)
     {
         var size = vision.ImageSize;
         if (root.TryGetProperty("image_size", out var told)
             && (told.ValueKind != JsonValueKind.Number || !told.TryGetInt32(out size) || size < vision.PatchSize
                 || size > VisionConfig.MostPixels || size % vision.PatchSize != 0))
-            throw new InvalidDataException($"'{path}': 'image_size' is {told.ValueKind} {size}; expected a multiple of the patch size {vision.PatchSize}, at most {VisionConfig.MostPixels}.");
+            throw new InvalidDataException($"'{file}': 'image_size' is {told.ValueKind} {size}; expected a multiple of the patch size {vision.PatchSize}, at most {VisionConfig.MostPixels}.");
         var images = new ImageProcessorOptions { ImageSize = size };
         try
         {
@@ -138,7 +110,7 @@ public sealed record VisionLanguageConfig
         }
         catch (Exception e) when (e is JsonException or ArgumentException)
         {
-            throw new InvalidDataException($"'{path}': 'image_mean' and 'image_std' must be three numbers each: {e.Message}", e);
+            throw new InvalidDataException($"'{file}': 'image_mean' and 'image_std' must be three numbers each: {e.Message}", e);
         }
         return images;
     }

@@ -1,3 +1,4 @@
+using System.Text.Json;
 using MambaVL.Checkpoints;
 using MambaVL.Models;
 using MambaVL.Prompts;
@@ -54,7 +55,7 @@ public sealed partial class VisionLanguageModel
     {
         ArgumentException.ThrowIfNullOrEmpty(nameOrFolder);
         options ??= new();
-        var (device, dtype) = Place(options);
+        Place(options); // before a long download
 
         string folder;
         if (Directory.Exists(nameOrFolder)) folder = nameOrFolder;
@@ -63,10 +64,41 @@ public sealed partial class VisionLanguageModel
 
         using var checkpoint = Checkpoint.Open(folder);
         var config = VisionLanguageConfig.Load(Path.Combine(folder, "config.json"), checkpoint.Tensors);
+        return FromCheckpoint(checkpoint, config, LoadTokenizer(folder, options, cancellationToken), options);
+    }
+
+    /// <summary>Builds a model from a checkpoint that is open.</summary>
+    /// <param name="checkpoint">The weights. It stays the caller's, and may be closed when the model is built.</param>
+    /// <param name="config">The sizes, from <see cref="VisionLanguageConfig.Resolve"/>.</param>
+    /// <param name="tokenizer">The tokeniser that the model was trained with.</param>
+    /// <param name="options">Device, precision, image size; the defaults when null.</param>
+    /// <returns>The model; the caller owns it.</returns>
+    /// <exception cref="CheckpointException">The weights are damaged, or are not those of the configuration.</exception>
+    /// <exception cref="ArgumentException">The configuration contradicts itself, the options or the tokeniser.</exception>
+    public static VisionLanguageModel FromCheckpoint(Checkpoint checkpoint, VisionLanguageConfig config, Tokenizer tokenizer, LoadOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(checkpoint);
+        ArgumentNullException.ThrowIfNull(config);
+        ArgumentNullException.ThrowIfNull(tokenizer);
+        options ??= new();
+        var (device, dtype) = Place(options);
         if (options.ImageSize is { } size) config = config with { Images = config.Images with { ImageSize = size } };
         if (options.InstructionFirst is { } first) config = config with { InstructionFirst = first };
-        var tokenizer = LoadTokenizer(folder, options, cancellationToken);
-        return Build(config, checkpoint, tokenizer, dtype, device);
+        Check(config, tokenizer);
+
+        // The parts ask for their parameters under their own names; the prefixes belong to the file.
+        var sources = CheckpointParameters.ForParts(checkpoint,
+            new(Shapes(p => config.Vision.Create(p.Root)), VisionNames(checkpoint), dtype, device),
+            new(Shapes(p => new Connector(config.Connector, p.Root)), new() { Prefix = ConnectorPrefix }, dtype, device),
+            new(Shapes(p => config.Language.Create(p.Root)), LanguageNames(config.Language), dtype, device));
+        return new(config, config.Vision.Create(sources[0].Root), new(config.Connector, sources[1].Root), config.Language.Create(sources[2].Root), tokenizer);
+
+        static IReadOnlyDictionary<string, long[]> Shapes(Func<ParameterSource, nn.Module> build)
+        {
+            var recorder = new ShapeRecorder();
+            build(recorder).Dispose();
+            return recorder.Shapes;
+        }
     }
 
     /// <summary>Makes a model with first values, the start of training.</summary>
@@ -85,26 +117,25 @@ public sealed partial class VisionLanguageModel
         Check(config, tokenizer);
         var parameters = new RandomParameters(seed, dtype);
         return new(config, config.Vision.Create(parameters.Root["vision_encoder"]),
-            new(config.Connector, parameters.Root["vision_embed_tokens"]), config.Language.Build(parameters), tokenizer);
+            new(config.Connector, parameters.Root["vision_embed_tokens"]), config.Language.Create(parameters.Root), tokenizer);
     }
 
-    private static VisionLanguageModel Build(VisionLanguageConfig config, Checkpoint checkpoint, Tokenizer tokenizer, ScalarType dtype, Device device)
+    /// <summary>Writes the model to a folder that <see cref="FromPretrained"/> loads: config.json, tokenizer.json and the
+    /// weights as safetensors, in shards above 5 GB.</summary>
+    /// <remarks>Each file gets its name only when it is whole, config.json last: a folder without one is not yet a
+    /// model.</remarks>
+    /// <param name="folder">The folder; made if it is not there.</param>
+    /// <exception cref="IOException">A file could not be written, or the folder holds weights of another layout.</exception>
+    public void Save(string folder)
     {
-        Check(config, tokenizer);
-        // The parts ask for their parameters under their own names; the prefixes belong to the file.
-        var sources = CheckpointParameters.ForParts(checkpoint,
-            new(Shapes(p => config.Vision.Create(p.Root)), VisionNames(checkpoint), dtype, device),
-            new(Shapes(p => new Connector(config.Connector, p.Root)), new() { Prefix = ConnectorPrefix }, dtype, device),
-            new(Shapes(p => config.Language.Build(p)), LanguageNames(config.Language), dtype, device));
-        return new(config, config.Vision.Create(sources[0].Root), new(config.Connector, sources[1].Root), config.Language.Build(sources[2]), tokenizer);
-
-        static IReadOnlyDictionary<string, long[]> Shapes(Func<ParameterSource, nn.Module> build)
-        {
-            var recorder = new ShapeRecorder();
-            build(recorder).Dispose();
-            return recorder.Shapes;
-        }
+        ArgumentException.ThrowIfNullOrEmpty(folder);
+        var parameters = NamedParameters().ToDictionary(p => p.Name, p => (Tensor)p.Parameter);
+        SafetensorsWriter.WriteFolder(folder, parameters);
+        AtomicFile.Write(Path.Combine(folder, Tokenizer.FileName), Tokenizer.Source.Span);
+        AtomicFile.Write(Path.Combine(folder, "config.json"), JsonSerializer.SerializeToUtf8Bytes(Config.ToJson(), Indented));
     }
+
+    private static readonly JsonSerializerOptions Indented = new() { WriteIndented = true };
 
     private static CheckpointNames LanguageNames(LanguageConfig config)
         => config is MambaConfig ? CheckpointNames.Mamba : CheckpointNames.GptNeoX;
