@@ -69,18 +69,24 @@ internal readonly unsafe struct Values(void* data, WeightType type)
     /// <summary>The same numbers from the i-th on.</summary>
     public Values From(nint i) => new(_data == null ? null : _data + i * (_type == WeightType.Float32 ? 4 : 2), _type);
 
+    /// <summary>The same numbers as rows of a matrix.</summary>
+    public Matrix AsMatrix(int rows, int columns) => new(_data, rows, columns, _type);
+
+    /// <summary>Lanes i, i + 1, ...</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public V Load<V>(nint i) where V : unmanaged, ILanes<V> => _type switch
+    {
+        WeightType.Float32 => V.Load((float*)_data + i),
+        WeightType.BFloat16 => Wide<V>.LoadBFloat16((ushort*)_data + i),
+        _ => Wide<V>.LoadHalf((ushort*)_data + i),
+    };
+
     /// <summary>Lanes i, i + 1, ...; those at and behind <paramref name="end"/> are not read, and are zero.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public V Load<V>(nint i, nint end) where V : unmanaged, ILanes<V>
     {
         if (_data == null) return V.All(0);
-        if (i + V.Width > end) return Rest<V>(i, end);
-        return _type switch
-        {
-            WeightType.Float32 => V.Load((float*)_data + i),
-            WeightType.BFloat16 => Wide<V>.LoadBFloat16((ushort*)_data + i),
-            _ => Wide<V>.LoadHalf((ushort*)_data + i),
-        };
+        return i + V.Width > end ? Rest<V>(i, end) : Load<V>(i);
     }
 
     /// <summary>Numbers i to i + 3.</summary>

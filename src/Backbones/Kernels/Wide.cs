@@ -77,15 +77,15 @@ internal static unsafe class Wide<V> where V : unmanaged, ILanes<V>
         return Of(Vector128.ConditionalSelect(Vector128.GreaterThan(In128(a), In128(b)), In128(a), In128(b)));
     }
 
-    /// <summary>|magnitude| with the sign of <paramref name="sign"/>.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V CopySign(V magnitude, V sign)
+    /// <summary>The greatest lane; NaN lanes do not count.</summary>
+    public static float Greatest(V v)
     {
-        if (typeof(V) == typeof(Lanes512))
-            return Of(Vector512.ConditionalSelect(Vector512.Create(0x80000000u).AsSingle(), In512(sign), In512(magnitude)));
-        if (typeof(V) == typeof(Lanes256))
-            return Of(Vector256.ConditionalSelect(Vector256.Create(0x80000000u).AsSingle(), In256(sign), In256(magnitude)));
-        return Of(Vector128.ConditionalSelect(Vector128.Create(0x80000000u).AsSingle(), In128(sign), In128(magnitude)));
+        var lanes = stackalloc float[V.Width];
+        v.Store(lanes);
+        var greatest = float.NegativeInfinity;
+        for (var i = 0; i < V.Width; i++)
+            if (lanes[i] > greatest) greatest = lanes[i];
+        return greatest;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
