@@ -9,15 +9,12 @@ namespace MambaVL.Kernels;
 internal sealed unsafe class GptNeoXDecoder
 {
     private readonly GptNeoX _model;
-    private readonly float[] _frequencies; // (r / 2)
+    private readonly CpuTeam? _team;
+    private float[]? _frequencies; // (r / 2)
 
-    public GptNeoXDecoder(GptNeoX model)
-    {
-        _model = model;
-        // The tensor operations of the model itself: a key that one way stored, the other reads.
-        using var frequencies = model.Config.RotaryFrequencies(CPU);
-        _frequencies = frequencies.data<float>().ToArray();
-    }
+    /// <param name="model">Whose weights are read, anew in every call.</param>
+    /// <param name="team">Who computes; null: <see cref="CpuTeam.Shared"/>.</param>
+    public GptNeoXDecoder(GptNeoX model, CpuTeam? team = null) => (_model, _team) = (model, team);
 
     /// <inheritdoc cref="MambaDecoder.Decode"/>
     public Tensor? Decode(Tensor ids, IReadOnlyList<DecoderState> states)
@@ -55,7 +52,7 @@ internal sealed unsafe class GptNeoXDecoder
         var final = _model.gpt_neox.final_layer_norm;
         if (!TensorMemory.TryValues(final.weight, d, out var norm) || !TensorMemory.TryValues(final.bias, d, out var normBias)) return null;
 
-        var (team, threads) = (CpuTeam.Shared, get_num_threads());
+        var (team, threads) = (_team ?? CpuTeam.Shared, _team?.Threads ?? get_num_threads());
         var step = new GptNeoXStep
         {
             B = b, D = d, H = heads, K = d / heads, R = 2 * half, M = m,
@@ -93,15 +90,24 @@ internal sealed unsafe class GptNeoXDecoder
         return logits;
     }
 
-    // As the model's tables are: angles in float32, their cosines in the precision of the weights.
+    // As the model's tables are, for a key that one way stored the other reads: the same frequencies, angles in float32,
+    // their cosines in the precision of the weights.
     private void Rotary(int position, WeightType type, float* cos, float* sin)
     {
-        for (var i = 0; i < _frequencies.Length; i++)
+        var frequencies = _frequencies ??= Frequencies();
+        for (var i = 0; i < frequencies.Length; i++)
         {
-            var (s, c) = Math.SinCos(position * _frequencies[i]);
+            var (s, c) = Math.SinCos(position * frequencies[i]);
             cos[i] = Values.Round((float)c, type);
             sin[i] = Values.Round((float)s, type);
         }
+    }
+
+    private float[] Frequencies()
+    {
+        using var noGrad = no_grad();
+        using var frequencies = _model.Config.RotaryFrequencies(CPU);
+        return frequencies.data<float>().ToArray();
     }
 
     private bool TryWeights(GptNeoXLayer layer, out GptNeoXWeights w)

@@ -9,7 +9,9 @@ namespace MambaVL.Kernels;
 /// Activations and the residual stream are float32 whatever the weights are. Each sum runs in an order that depends on the
 /// model's sizes only, so that a row's logits are the same whichever rows stand beside it, and on any number of threads.
 /// </remarks>
-internal sealed unsafe class MambaDecoder(Mamba model)
+/// <param name="model">Whose weights are read, anew in every call.</param>
+/// <param name="team">Who computes; null: <see cref="CpuTeam.Shared"/>.</param>
+internal sealed unsafe class MambaDecoder(Mamba model, CpuTeam? team = null)
 {
     // What the kernels keep on a thread's stack grows with the state; no Mamba comes near.
     private const long GreatestState = 1024;
@@ -47,7 +49,7 @@ internal sealed unsafe class MambaDecoder(Mamba model)
         if (model.lm_head is not null && !TensorMemory.TryMatrix(model.lm_head.weight, config.VocabularySize, d, out head)) return null;
         if (!TryNorm(model.backbone.norm_f, d, out var norm, out var normBias)) return null;
 
-        var (team, threads) = (CpuTeam.Shared, get_num_threads());
+        var (workers, threads) = (team ?? CpuTeam.Shared, team?.Threads ?? get_num_threads());
         var step = new MambaStep
         {
             B = b, E = e, N = n, R = r, K = (int)config.ConvolutionSize,
@@ -66,14 +68,14 @@ internal sealed unsafe class MambaDecoder(Mamba model)
             for (var row = 0; row < b; row++)
                 Norms.Row(step.Residual + (nint)row * dStride, d, weights[i].Norm, weights[i].NormBias, (float)config.NormEpsilon,
                     step.Normed + (nint)row * dStride);
-            MambaStep.Run(team, threads, &step);
+            MambaStep.Run(workers, threads, &step);
         }
         for (var row = 0; row < b; row++)
         {
             Norms.Row(step.Residual + (nint)row * dStride, d, norm, normBias, (float)config.NormEpsilon, step.Normed + (nint)row * dStride);
             states[row].Length++;
         }
-        var logits = DecoderMemory.Logits(team, threads, head, step.Normed, dStride, b);
+        var logits = DecoderMemory.Logits(workers, threads, head, step.Normed, dStride, b);
         GC.KeepAlive(states);
         GC.KeepAlive(this);
         return logits;

@@ -51,7 +51,7 @@ public unsafe class CpuTeamTests
                     var region = new Count(p);
                     team.Run(ref region, chunks);
                 }
-                counts[..chunks].Should().AllBeEquivalentTo(1);
+                counts.Take(chunks).Count(n => n != 1).Should().Be(0);
                 counts[chunks].Should().Be(0);
             }
     }
