@@ -59,7 +59,9 @@ public class BoxParserTests
     public void TheCultureDoesNotMatter()
     {
         var culture = CultureInfo.CurrentCulture;
-        CultureInfo.CurrentCulture = new("de-DE") { NumberFormat = { NumberDecimalSeparator = ",", NegativeSign = "~" } };
+        var other = (CultureInfo)CultureInfo.InvariantCulture.Clone();
+        (other.NumberFormat.NumberDecimalSeparator, other.NumberFormat.NegativeSign) = (",", "~");
+        CultureInfo.CurrentCulture = other;
         try
         {
             new BoundingBox(-0.1, 0.2, 0.3, 0.4).ToText().Should().Be("[-0.10,0.20,0.30,0.40].");

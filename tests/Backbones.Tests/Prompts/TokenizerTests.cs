@@ -203,14 +203,14 @@ public class TokenizerTests
 
     public static TheoryData<string, string, int> LongTexts => new()
     {
-        { "one letter", "A", 400_000 },
-        { "letters that merge", "the", 130_000 },
-        { "spaces", " ", 400_000 },
-        { "line breaks", "\n ", 200_000 },
-        { "apostrophes", "'s", 200_000 },
-        { "emoji", "🙂", 200_000 },
-        { "lone surrogates", "\ude00\ud83d", 200_000 },
-        { "marks out of order", "\u0301\u0323", 200_000 },
+        { "one letter", "A", 200_000 },
+        { "letters that merge", "the", 70_000 },
+        { "spaces", " ", 100_000 },
+        { "line breaks", "\n ", 100_000 },
+        { "apostrophes", "'s", 100_000 },
+        { "emoji", "🙂", 100_000 },
+        { "lone surrogates", "\ude00\ud83d", 100_000 },
+        { "marks out of order", "\u0301\u0323", 100_000 },
         { "Hangul", "\u1100\u1161\u11A8", 100_000 },
         { "special tokens", "<|endoftext|>", 30_000 },
         { "beginnings of special tokens", "<|endoftext|", 30_000 },
