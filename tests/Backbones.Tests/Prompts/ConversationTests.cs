@@ -22,7 +22,7 @@ public class ConversationTests
         { VisionTask.GroundedMultipleChoice, Conversation.ChooseBox("where", [Box], 0), "Answer with the option's letter from the given choices directly.\n|\nQuestion: Where.\n|A: [0.10,0.25,0.50,0.76].\nAnswer: |*A.<end>" },
         { VisionTask.Grounding, Conversation.Locate("the cat"), "Locate the region that is described by:|\nThe cat.\n" },
         { VisionTask.Grounding, Conversation.Locate("the cat", Box), "Locate the region that is described by:|\nThe cat.\n|*[0.10,0.25,0.50,0.76].<end>" },
-        { VisionTask.DenseCaptioning, Conversation.Describe(Box), "Provide a short description of the region:\n|[0.10,0.25,0.50,0.76].\n" },
+        { VisionTask.DenseCaptioning, Conversation.Describe(new(0.1, 0.25, 0.499, 0.755)), "Provide a short description of the region:\n|[0.10,0.25,0.50,0.76].\n" },
         { VisionTask.DenseCaptioning, Conversation.Describe([new(Box, "a"), new(Box, "b")]), "Provide a short description of the region:\n|[0.10,0.25,0.50,0.76].\n|*A.\n|[0.10,0.25,0.50,0.76].\n|*B.\n<end>" },
         { VisionTask.GroundedCaptioning, Conversation.CaptionWithBoxes(), "Provide a one-sentence caption for the image and mention each entity.\n" },
         { VisionTask.GroundedCaptioning, Conversation.CaptionWithBoxes("a cat<coords_0>, a dog<coords_1>", [Box]), "Provide a one-sentence caption for the image and mention each entity.\n|*A cat[0.10,0.25,0.50,0.76], a dog<coords_1>.<end>" },

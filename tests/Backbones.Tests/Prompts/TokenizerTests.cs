@@ -186,6 +186,16 @@ public class TokenizerTests
     }
 
     [Fact]
+    public void ATokenizerIsItsFilesBytes()
+    {
+        var bytes = File.ReadAllBytes(Path.Combine(TinyTokenizer.Folder, Tokenizer.FileName));
+        Tiny.Source.ToArray().Should().Equal(bytes);
+        Tokenizer.Parse(Tiny.Source).Encode("the image").Should().Equal(Tiny.Encode("the image"));
+        ((Action)(() => Tokenizer.Parse("{"u8.ToArray(), "model.zip/tokenizer.json"))).Should().Throw<InvalidDataException>()
+            .WithMessage("'model.zip/tokenizer.json'*");
+    }
+
+    [Fact]
     public void TheVocabularyEndsAtTheGreatestId()
     {
         Tiny.VocabularySize.Should().Be(Id("  ") + 1);
