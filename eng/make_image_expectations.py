@@ -5,6 +5,7 @@
 
     decode/NAME.EXT, decode/NAME.ppm     a file, and its pixels: upright, alpha on white, 8-bit RGB
     resize/WxH-to-S.in.ppm, .out.ppm     a picture, and Pillow's bilinear resize of it to S x S
+    resize/large-WxH-to-S.out.ppm        the same of a picture that a formula makes
 
 The tests read the files and need no Python. Where Pillow cannot give the answer (16-bit pixels: it keeps the high byte
 of colour and clips grey), the pixels come from the numbers that were written into the file.
@@ -94,6 +95,7 @@ def adam7(pixels, w, h, bands):
 def swapped_profile():
     """An sRGB profile whose red and green primaries have changed places: applied, it is seen at once."""
     p = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    p[24:36] = struct.pack(">6H", 2020, 1, 1, 0, 0, 0)  # not the time of this run
     tags = {bytes(p[132 + 12 * i:136 + 12 * i]): 132 + 12 * i for i in range(struct.unpack(">I", p[128:132])[0])}
     r, g = tags[b"rXYZ"], tags[b"gXYZ"]
     p[r + 4:r + 12], p[g + 4:g + 12] = p[g + 4:g + 12], p[r + 4:r + 12]
@@ -195,10 +197,15 @@ write("bmp-rle8.bmp", bmp(W, H, 8, rle8(q.tobytes(), W, H), colours, 1), q.conve
 write("bmp-565.bmp", bmp(W, -H, 16, b"".join(struct.pack("<%dH" % (W + 1), *[(RGB.getpixel((x, y))[0] >> 3) << 11 | (RGB.getpixel((x, y))[1] >> 2) << 5
       | RGB.getpixel((x, y))[2] >> 3 for x in range(W)], 0) for y in range(H)), b"", 3, struct.pack("<III", 0xF800, 0x7E0, 0x1F)))
 
-for w, h, size in ((1, 1, 5), (1, 40, 16), (40, 1, 16), (2, 2, 1), (7, 5, 24), (12, 12, 12), (12, 30, 12), (33, 29, 30), (41, 31, 20), (300, 3, 16), (3, 300, 16)):
+for w, h, size in ((1, 1, 5), (1, 40, 16), (40, 1, 16), (2, 2, 1), (7, 5, 24), (12, 12, 12), (12, 30, 12), (23, 21, 20), (25, 19, 14), (200, 3, 16), (3, 200, 16)):
     r = random.Random(w * 1000 + h)
     source = Image.frombytes("RGB", (w, h), bytes(r.randint(0, 255) for _ in range(w * h * 3)))
     ppm(root / "resize" / f"{w}x{h}-to-{size}.in.ppm", source)
     ppm(root / "resize" / f"{w}x{h}-to-{size}.out.ppm", source.resize((size, size), Image.BILINEAR))
+
+# One that is large, and resized to more rows than one block; the tests make its pixels by the same formula.
+w, h, size = 1100, 700, 66
+source = Image.frombytes("RGB", (w, h), bytes((x * x * 3 + y * y * (c + 2) + x * y) >> 4 & 255 for y in range(h) for x in range(w) for c in range(3)))
+ppm(root / "resize" / f"large-{w}x{h}-to-{size}.out.ppm", source.resize((size, size), Image.BILINEAR))
 
 (root / ".gitattributes").write_text("# The bytes matter.\n*.* -text\n")

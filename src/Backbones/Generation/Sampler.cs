@@ -13,13 +13,13 @@ internal sealed class Sampler
     /// <param name="options">Checked options.</param>
     /// <param name="rowSeed">Tells rows of one run apart that should draw different numbers.</param>
     /// <param name="prompt">The row's tokens so far, for the repetition penalty; negative ids (image places) are left out.</param>
-    public Sampler(GenerationOptions options, long rowSeed, IEnumerable<int> prompt)
+    public Sampler(GenerationOptions options, long rowSeed, IEnumerable<long> prompt)
     {
         _options = options;
         _random = Mix(unchecked((ulong)options.Seed * 0x9E3779B97F4A7C15 + (ulong)rowSeed));
         if (options.RepetitionPenalty != 1)
             foreach (var id in prompt)
-                if (id >= 0) _seen.Add(id);
+                if (id >= 0) _seen.Add((int)id);
     }
 
     /// <summary>The next token. <paramref name="logits"/> [vocabulary] is used as scratch space.</summary>

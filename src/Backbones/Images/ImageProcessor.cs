@@ -38,7 +38,7 @@ public sealed record ImageProcessorOptions
         if (value.Count != 3 || value.Any(v => !float.IsFinite(v) || (positive && v <= 0)))
         {
             throw new ArgumentException($"Found [{string.Join(", ", value)}]; expected three finite values"
-                + (positive ? " above 0," : ",") + " for red, green and blue.", nameof(value));
+                + (positive ? " above 0" : "") + " for red, green and blue.", nameof(value));
         }
         return [.. value];
     }

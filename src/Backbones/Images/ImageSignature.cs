@@ -9,7 +9,7 @@ internal static class ImageSignature
     public static (string? Name, bool IsRead) Recognise(ReadOnlySpan<byte> data)
     {
         if (data.StartsWith((ReadOnlySpan<byte>)[0xFF, 0xD8, 0xFF])) return ("JPEG", true);
-        if (data.StartsWith("\x89PNG\r\n\x1a\n"u8[..1]) && data[1..].StartsWith("PNG\r\n\x1a\n"u8)) return ("PNG", true);
+        if (data.StartsWith((ReadOnlySpan<byte>)[0x89, .. "PNG\r\n\x1A\n"u8])) return ("PNG", true);
         if (data.StartsWith("RIFF"u8) && At(data, 8, "WEBP"u8)) return ("WebP", true);
         if (data.StartsWith("GIF87a"u8) || data.StartsWith("GIF89a"u8)) return ("GIF", true);
         if (data.StartsWith("BM"u8)) return ("BMP", true);

@@ -35,10 +35,11 @@ internal static unsafe class PixelConversion
                 var target = to + ((nint)y * w + x0) * 3;
                 for (var n = Math.Min(Tile, w - x0); n > 0; n--, source += column * 4, target += 3)
                 {
-                    int a = opaque ? 255 : source[3];
-                    target[0] = OnWhite(source[swapRedAndBlue ? 2 : 0], a);
-                    target[1] = OnWhite(source[1], a);
-                    target[2] = OnWhite(source[swapRedAndBlue ? 0 : 2], a);
+                    var a = opaque ? (byte)255 : source[3];
+                    var (r, b) = swapRedAndBlue ? (source[2], source[0]) : (source[0], source[2]);
+                    (target[0], target[1], target[2]) = a == 255
+                        ? (r, source[1], b)
+                        : (OnWhite(r, a), OnWhite(source[1], a), OnWhite(b, a));
                 }
             }
         }

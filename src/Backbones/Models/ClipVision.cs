@@ -109,7 +109,7 @@ internal sealed class ClipEmbeddings : nn.Module<Tensor, Tensor>
     }
 
     // Another grid than the checkpoint's: as transformers' interpolate_pos_encoding does it, bicubic without antialiasing.
-    private Tensor Positions(long rows, long cols)
+    internal Tensor Positions(long rows, long cols)
     {
         var own = position_embedding.weight;                                               // (1 + side * side, d)
         if (rows == _side && cols == _side) return own;

@@ -23,9 +23,9 @@ public sealed class Tokenizer
     private readonly AddedTokens _raw, _composed;
     private readonly bool _compose, _addPrefixSpace, _splitWords;
 
-    private Tokenizer(TokenizerFile file, int endOfTextId)
+    private Tokenizer(TokenizerFile file, int endOfTextId, ReadOnlyMemory<byte> source)
     {
-        EndOfTextId = endOfTextId;
+        (EndOfTextId, Source) = (endOfTextId, source);
         (_compose, _addPrefixSpace, _splitWords) = (file.Compose, file.AddPrefixSpace, file.SplitWords);
 
         _ids = new(file.Vocabulary);
@@ -58,12 +58,27 @@ public sealed class Tokenizer
         if (Directory.Exists(path)) path = Path.Combine(path, FileName);
         if (!File.Exists(path)) throw new FileNotFoundException($"There is no tokenizer at '{path}'; expected a {FileName}.", path);
 
-        var file = TokenizerFile.Read(path);
+        return Parse(TokenizerFile.ReadBytes(path), path, endOfText);
+    }
+
+    /// <summary>Reads the text of a tokenizer.json.</summary>
+    /// <param name="json">The bytes of the file, UTF-8. They must not change afterwards.</param>
+    /// <param name="name">What errors call the file.</param>
+    /// <param name="endOfText">The token that ends a text.</param>
+    /// <exception cref="InvalidDataException">As <see cref="Load"/>.</exception>
+    public static Tokenizer Parse(ReadOnlyMemory<byte> json, string name = FileName, string endOfText = DefaultEndOfText)
+    {
+        ArgumentNullException.ThrowIfNull(name);
+        ArgumentException.ThrowIfNullOrEmpty(endOfText);
+        var file = TokenizerFile.Parse(json, name);
         var end = file.Added.Find(t => t.Content == endOfText)?.Id
             ?? (file.Vocabulary.TryGetValue(endOfText, out var id) ? id : (int?)null)
-            ?? throw new InvalidDataException($"'{path}' has no token '{endOfText}' to end a text with; name the token it has.");
-        return new(file, end);
+            ?? throw new InvalidDataException($"'{name}' has no token '{endOfText}' to end a text with; name the token it has.");
+        return new(file, end, json);
     }
+
+    /// <summary>The bytes of the tokenizer.json, as they were read: what saving a model writes.</summary>
+    public ReadOnlyMemory<byte> Source { get; }
 
     /// <summary>The greatest id plus one: the rows that an embedding table needs at least.</summary>
     public int VocabularySize => _bytes.Length;

@@ -21,20 +21,24 @@ internal sealed record TokenizerFile(
     /// <summary>Ids may leave gaps, but tables are as long as the greatest id.</summary>
     private const int MaxUnusedIds = 1 << 16;
 
-    public static TokenizerFile Read(string path)
+    /// <summary>The bytes of a file that is not too large to be a tokenizer.json.</summary>
+    public static byte[] ReadBytes(string path)
     {
-        byte[] bytes;
-        using (var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.Read))
-        {
-            if (file.Length > MaxBytes)
-                throw Bad(path, $"has {file.Length:N0} bytes; at most {MaxBytes:N0} are read. Is it a tokenizer.json?");
-            bytes = new byte[file.Length];
-            file.ReadExactly(bytes);
-        }
+        using var file = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.Read);
+        CheckLength(file.Length, path);
+        var bytes = new byte[file.Length];
+        file.ReadExactly(bytes);
+        return bytes;
+    }
+
+    /// <summary>Reads the text of a tokenizer.json; <paramref name="path"/> is what errors call it.</summary>
+    public static TokenizerFile Parse(ReadOnlyMemory<byte> bytes, string path)
+    {
+        CheckLength(bytes.Length, path);
         try
         {
             // Another byte order mark than UTF-8's is left for the JSON reader to refuse.
-            var json = bytes.AsMemory(bytes.AsSpan().StartsWith("\uFEFF"u8) ? 3 : 0);
+            var json = bytes[(bytes.Span.StartsWith("\uFEFF"u8) ? 3 : 0)..];
             using var document = JsonDocument.Parse(json, new() { MaxDepth = MaxDepth, AllowDuplicateProperties = false });
             return new Reader(path).Read(document.RootElement);
         }
@@ -43,6 +47,12 @@ internal sealed record TokenizerFile(
         {
             throw Bad(path, $"is not valid JSON for a tokenizer: {e.Message}", e);
         }
+    }
+
+    private static void CheckLength(long length, string path)
+    {
+        if (length > MaxBytes)
+            throw Bad(path, $"has {length:N0} bytes; at most {MaxBytes:N0} are read. Is it a tokenizer.json?");
     }
 
     private static InvalidDataException Bad(string path, string what, Exception? inner = null) => new($"'{path}' {what}", inner);

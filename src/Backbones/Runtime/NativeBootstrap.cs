@@ -46,6 +46,7 @@ internal sealed class NativeBootstrap
 
     private readonly List<string> _loaded = [];
     private readonly Dictionary<string, nint> _handles = [];
+    private int? _cudaMajor;
 
     /// <summary>Runs it. Every failure comes out as a <see cref="NativeRuntimeException"/>.</summary>
     public static NativeState Run()
@@ -100,8 +101,6 @@ internal sealed class NativeBootstrap
             Loaded = _loaded,
         };
     }
-
-    private int? _cudaMajor;
 
     /// <summary>The patch that this machine needs; null where it needs none.</summary>
     private static VersionPatch.Result? Plan(ElfFile elf, byte[] original, string binding)
@@ -214,7 +213,7 @@ internal sealed class NativeBootstrap
         {
             if (PatchCache.Folder(Environment.GetEnvironmentVariable) is { } folder)
             {
-                copy = PatchCache.FileFor(folder, original);
+                copy = PatchCache.FileFor(folder, original, plan.Versions);
                 try
                 {
                     PatchCache.Put(copy, plan.Bytes);
@@ -241,7 +240,7 @@ internal sealed class NativeBootstrap
     private static nint OpenBinding(string file, List<string> tried, out string error)
     {
         var handle = Dl.Open(file, Dl.Now, out error);
-        if (handle == 0) tried.Add($"{file} ({error})");
+        if (handle == 0) tried.Add(error.StartsWith(file, StringComparison.Ordinal) ? error : $"{file}: {error}");
         return handle;
     }
 

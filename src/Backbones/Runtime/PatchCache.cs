@@ -17,9 +17,10 @@ internal static class PatchCache
         return local.Length > 0 ? Path.Combine(local, "mambavl") : null;
     }
 
-    /// <summary>The cache's file for an original: its name holds the original's SHA-256.</summary>
-    public static string FileFor(string folder, ReadOnlySpan<byte> original) =>
-        Path.Combine(folder, "native", $"libLibTorchSharp-{Convert.ToHexStringLower(SHA256.HashData(original))}.so");
+    /// <summary>The cache's file for an original: its name holds the original's SHA-256, and which versions were changed, since
+    /// systems of different age may share a home folder.</summary>
+    public static string FileFor(string folder, ReadOnlySpan<byte> original, IEnumerable<string> versions) =>
+        Path.Combine(folder, "native", $"libLibTorchSharp-{Convert.ToHexStringLower(SHA256.HashData(original))}-{string.Join("-", versions.Order(StringComparer.Ordinal))}.so");
 
     /// <summary>Makes the file hold these bytes. A file that does already stays; any other (cut off, damaged, of an older
     /// version of this code) is replaced in one step, so that another process sees the old one or the new one, whole.</summary>

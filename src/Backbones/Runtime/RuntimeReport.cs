@@ -59,7 +59,7 @@ public sealed record RuntimeReport
     public int Threads { get; init; }
 
     /// <summary>Environment variables that matter here and are set.</summary>
-    public IReadOnlyDictionary<string, string> Environment { get; init; } = new Dictionary<string, string>();
+    public IReadOnlyDictionary<string, string> EnvironmentVariables { get; init; } = new Dictionary<string, string>();
 
     private static readonly string[] Variables =
         ["MAMBAVL_LIBTORCH_DIR", "MAMBAVL_CACHE", "MAMBAVL_SCAN", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"];
@@ -77,7 +77,7 @@ public sealed record RuntimeReport
             TorchSharpVersion = typeof(torch).Assembly.GetName().Version?.ToString(3) ?? "unknown",
             CudaProblem = driver.Problem,
             CudaDevices = driver.Devices,
-            Environment = Variables.Select(v => (v, System.Environment.GetEnvironmentVariable(v))).Where(p => !string.IsNullOrEmpty(p.Item2)).ToDictionary(p => p.v, p => p.Item2!),
+            EnvironmentVariables = Variables.Select(v => (v, Environment.GetEnvironmentVariable(v))).Where(p => !string.IsNullOrEmpty(p.Item2)).ToDictionary(p => p.v, p => p.Item2!),
         };
         return state is null
             ? report
@@ -99,21 +99,21 @@ public sealed record RuntimeReport
     public override string ToString()
     {
         var text = new StringBuilder();
-        Line("system", $"{OperatingSystem} ({RuntimeIdentifier}), {Framework}, {System.Environment.ProcessorCount} processors");
+        Line("system", $"{OperatingSystem} ({RuntimeIdentifier}), {Framework}, {Environment.ProcessorCount} processors");
         if (Glibc is not null) Line("C library", $"glibc {Glibc}");
         if (StandardLibrary is not null) Line("C++ library", StandardLibrary);
         Line("TorchSharp", TorchSharpVersion);
         if (Error is not null) Line("not usable", Error);
         if (LibtorchSource is not null) Line("libtorch", $"{LibtorchVersion}, from {LibtorchSource}");
         if (BindingFile is not null) Line("binding", BindingFile);
-        if (Error is null) Line("patched", PatchedCopy is null ? "no" : PatchedCopy);
+        if (Error is null) Line("patched", PatchedCopy ?? "no");
         foreach (var patch in Patches) Line("", patch);
         for (var i = 0; i < NativeLibraries.Count; i++) Line(i == 0 ? "loaded" : "", NativeLibraries[i]);
         Line("CUDA", CudaAvailable ? "available" : $"not available{(CudaProblem is null ? "" : $": {CudaProblem}")}");
         foreach (var device in CudaDevices) Line("", device.ToString());
         if (Threads > 0) Line("threads", $"{Threads}");
-        foreach (var (name, value) in Environment) Line(name, value);
-        return text.ToString();
+        foreach (var (name, value) in EnvironmentVariables) Line(name, value);
+        return text.ToString(0, text.Length - 1);
 
         void Line(string label, string value) => text.Append($"{label,-12} {value.Replace("\n", "\n             ")}\n");
     }

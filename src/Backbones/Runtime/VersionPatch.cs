@@ -8,8 +8,8 @@ namespace MambaVL;
 /// </summary>
 internal static class VersionPatch
 {
-    /// <summary>The patched bytes, and what was changed in words.</summary>
-    public sealed record Result(byte[] Bytes, IReadOnlyList<string> Changes);
+    /// <summary>The patched bytes, the versions whose entries were changed, and the changes in words.</summary>
+    public sealed record Result(byte[] Bytes, IReadOnlyList<string> Versions, IReadOnlyList<string> Changes);
 
     // libstdc++ 12 gave condition_variable::wait a second version, which differs in being declared noexcept(false) for thread
     // cancellation; the one of GLIBCXX_3.4.11 has the same arguments and the same meaning, and every later library has it too.
@@ -51,6 +51,6 @@ internal static class VersionPatch
             }
         }
         why = "";
-        return new Result(bytes, changes);
+        return new Result(bytes, missing.Select(m => m.Version).ToList(), changes);
     }
 }

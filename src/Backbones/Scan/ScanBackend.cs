@@ -17,6 +17,9 @@ public sealed class ScanBackend
     /// <summary>A loop of tensor operations: any device, any type, slow.</summary>
     public static ScanBackend Reference { get; } = new("reference", ReferenceScan.Run);
 
+    /// <summary>Vectors over channels on all cores: float32 and bfloat16 tensors on the CPU.</summary>
+    public static ScanBackend Cpu { get; } = new("cpu", CpuScan.Run);
+
     private static readonly HashSet<(DeviceType, ScanBackend)> _logged = [];
 
     private ScanBackend(string name, Func<ScanArguments, (Tensor output, Tensor lastState)> run) => (Name, Run) = (name, run);
@@ -48,11 +51,18 @@ public sealed class ScanBackend
         return chosen;
     }
 
-    // The CUDA kernel belongs here: one more property above, its line in each of the two switches below.
+    // The CUDA kernel belongs here: one more property above, and its line in each of the two switches below.
     internal static ScanBackend Choose(string? forced, DeviceType device, ScalarType type) => forced switch
     {
-        null or "" => Reference,
+        null or "" => device switch
+        {
+            DeviceType.CPU when type != ScalarType.Float64 => Cpu,
+            _ => Reference,
+        },
         "reference" => Reference,
+        "cpu" when device == DeviceType.CPU && type != ScalarType.Float64 => Cpu,
+        "cpu" => throw new InvalidOperationException(
+            $"{Variable}=cpu takes Float32 and BFloat16 tensors on the CPU; these are {type} on {device}. Unset {Variable}, or set it to reference."),
         "cuda" => throw new NotSupportedException(
             $"{Variable}=cuda, but this build has no CUDA kernel of the selective scan. Unset {Variable}: tensors on a GPU then run through the reference."),
         _ => throw new InvalidOperationException($"{Variable} is '{forced}'; expected reference, cpu or cuda, or not set."),

@@ -274,9 +274,10 @@ public class SafetensorsTests : IDisposable
         }
     }
 
-    [Fact]
+    [SkippableFact]
     public void AFileThatShrinksWhileItIsOpenIsAnError()
     {
+        Skip.If(OperatingSystem.IsWindows(), "Windows keeps an open file from being changed.");
         Save("a", randn(10_000));
         using var checkpoint = Checkpoint.Open(_folder.Root);
         using (var file = new FileStream(_folder.Path("model.safetensors"), FileMode.Open, FileAccess.Write, FileShare.ReadWrite | FileShare.Delete)) file.SetLength(1000);

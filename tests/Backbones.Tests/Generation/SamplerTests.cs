@@ -65,7 +65,7 @@ public class SamplerTests
     [Fact]
     public void TheRepetitionPenaltyCountsThePromptAndTheAnswer()
     {
-        var sampler = new Sampler(new() { RepetitionPenalty = 2 }, 0, [-200, 1]);
+        var sampler = new Sampler(new() { RepetitionPenalty = 2 }, 0, [-200L, 1]);
         sampler.Next([1.5f, 2, 1.2f]).Should().Be(0); // 1 is in the prompt: 2 / 2
         sampler.Next([1.5f, 2, 1.2f]).Should().Be(2); // and 0 in the answer: 1.5 / 2
         sampler.Next([-1f, -1.5f, -2]).Should().Be(0); // negative ones are multiplied: -2, -3, -4

@@ -60,8 +60,8 @@ internal static class VisionTestModels
     public static void ShouldEqualBits(this Tensor actual, Tensor expected, string what)
     {
         actual.shape.Should().Equal(expected.shape, what);
-        actual.equal(expected).item<bool>().Should().BeTrue("{0}: bit for bit", what);
+        (actual == expected).all().item<bool>().Should().BeTrue("{0}: bit for bit", what);
     }
 
-    private static Tensor equal(this Tensor a, Tensor b) => (a == b).all();
+    public static bool HasLearned(Tensor parameter) => parameter.grad is { } gradient && gradient.abs().max().item<float>() > 0;
 }

@@ -14,6 +14,7 @@ public class ScanParityTests
 
     [SkippableTheory]
     [InlineData("reference")]
+    [InlineData("cpu")]
     public void ForwardAndGradientsEqualTheFixtures(string backend)
     {
         using var file = Checkpoint.Open(Fixtures.Path("selective-scan", "expected.safetensors"));

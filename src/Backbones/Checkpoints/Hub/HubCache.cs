@@ -39,7 +39,9 @@ internal sealed class HubCache(string cacheFolder, string owner, string name)
     public void SetCommit(string revision, string commit)
     {
         if (Commit(revision) == commit) return;
-        WriteAtomically(Path.Combine(_folder, "refs", revision), commit);
+        var path = Path.Combine(_folder, "refs", revision);
+        Directory.CreateDirectory(Path.GetDirectoryName(path)!);
+        AtomicFile.Write(path, Encoding.UTF8.GetBytes(commit));
     }
 
     /// <summary>Makes the snapshot's file a link to the blob; where links are not allowed (Windows without developer
@@ -112,23 +114,4 @@ internal sealed class HubCache(string cacheFolder, string owner, string name)
     }
 
     public static bool IsHash(string text) => text.Length is 40 or 64 && text.All(char.IsAsciiHexDigitLower);
-
-    private static void WriteAtomically(string path, string text)
-    {
-        Directory.CreateDirectory(Path.GetDirectoryName(path)!);
-        var temporary = $"{path}.{Guid.NewGuid():N}.tmp";
-        try
-        {
-            using (var file = new FileStream(temporary, FileMode.CreateNew))
-            {
-                file.Write(Encoding.UTF8.GetBytes(text));
-                file.Flush(flushToDisk: true);
-            }
-            File.Move(temporary, path, overwrite: true);
-        }
-        finally
-        {
-            File.Delete(temporary);
-        }
-    }
 }

@@ -1,0 +1,47 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
+using System.Text.Json;
+
+namespace MambaVL.Bench;
+
+/// <summary>What stands after the benchmark's name: pairs of --name and value.</summary>
+internal sealed record Options(IReadOnlyDictionary<string, string> Values)
+{
+    /// <summary>Threads of both sides; by default two.</summary>
+    public int Threads => Number("threads", 2);
+
+    /// <summary>Timed runs of each side.</summary>
+    public int Repeats => Number("repeats", 15);
+
+    public int Number(string name, int otherwise) =>
+        Values.TryGetValue(name, out var text) ? int.Parse(text, NumberStyles.None, CultureInfo.InvariantCulture) : otherwise;
+
+    public static Options Parse(string[] args, out string? name, out string? problem)
+    {
+        name = args.Length > 0 && !args[0].StartsWith('-') ? args[0] : null;
+        problem = null;
+        var values = new Dictionary<string, string>();
+        for (var i = name is null ? 0 : 1; i < args.Length; i += 2)
+        {
+            if (!args[i].StartsWith("--", StringComparison.Ordinal) || i + 1 == args.Length)
+            {
+                problem = $"Expected --name value, found '{args[i]}'.";
+                break;
+            }
+            values[args[i][2..]] = args[i + 1];
+        }
+        return new(values);
+    }
+
+    /// <summary>Writes the results to the file of --json, if there is one.</summary>
+    public void Save(string benchmark, IReadOnlyList<Result> results)
+    {
+        if (!Values.TryGetValue("json", out var path)) return;
+        var report = new
+        {
+            benchmark, Threads, Machine = RuntimeInformation.OSDescription, Cores = Environment.ProcessorCount,
+            Runtime = RuntimeInformation.FrameworkDescription, results,
+        };
+        File.WriteAllText(path, JsonSerializer.Serialize(report, new JsonSerializerOptions { WriteIndented = true }));
+    }
+}

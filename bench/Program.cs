@@ -1,0 +1,27 @@
+using MambaVL.Bench;
+
+// Each benchmark measures both of its sides in one run, and prints medians, their spread and the ratio.
+Dictionary<string, (string what, Func<Options, IEnumerable<Result>> run)> benchmarks = new()
+{
+    ["scan"] = ("CPU kernel of the selective scan against the loop of tensor operations", ScanBenchmark.Run),
+};
+
+MambaVL.Runtime.EnsureLoaded();
+var options = Options.Parse(args, out var name, out var problem);
+if (problem is null && (name is null || !benchmarks.ContainsKey(name)))
+    problem = name is null ? "Which benchmark?" : $"There is no benchmark '{name}'.";
+if (problem is not null)
+{
+    Console.Error.WriteLine(problem);
+    Console.Error.WriteLine("usage: dotnet run -c Release --project bench -- BENCHMARK [--threads N] [--repeats N] [--json FILE] [--NAME VALUE ...]");
+    foreach (var (key, (what, _)) in benchmarks) Console.Error.WriteLine($"  {key,-10} {what}");
+    return 2;
+}
+var results = new List<Result>();
+foreach (var result in benchmarks[name!].run(options))
+{
+    Console.WriteLine(result);
+    results.Add(result);
+}
+options.Save(name!, results);
+return 0;

@@ -1,0 +1,42 @@
+using MambaVL.Images;
+using MambaVL.Models;
+using MambaVL.Tests.Prompts;
+
+namespace MambaVL.Tests.Models;
+
+/// <summary>Whole models with first values, small enough to make anew in each test.</summary>
+internal static class TinyVisionLanguage
+{
+    public const string Mamba = "mamba", NeoX = "gpt_neox";
+
+    public static TheoryData<string> Backbones => [Mamba, NeoX];
+
+    public static VisionLanguageConfig Config(string backbone)
+    {
+        var vocabulary = TinyTokenizer.Load().VocabularySize;
+        return new()
+        {
+            Vision = new Eva02Config { PatchSize = 8, ImageSize = 32, Depth = 1, Width = 32, Heads = 2, MlpWidth = 84 },
+            Language = backbone == Mamba
+                ? new MambaConfig { HiddenSize = 48, LayerCount = 2, VocabularySize = vocabulary + 3, InitializerRange = 1 }
+                : new GptNeoXConfig { HiddenSize = 48, LayerCount = 2, VocabularySize = vocabulary + 3, HeadCount = 3, InitializerRange = 1 },
+        };
+    }
+
+    public static VisionLanguageModel Create(string backbone, long seed = 1)
+        => VisionLanguageModel.Create(Config(backbone), TinyTokenizer.Load(), seed);
+
+    /// <summary>A picture of noise.</summary>
+    public static DecodedImage Picture(int seed, int width = 40, int height = 30)
+    {
+        var pixels = new byte[width * height * 3];
+        new Random(seed).NextBytes(pixels);
+        return DecodedImage.FromPixels(width, height, pixels);
+    }
+
+    public static EncodedImage Encode(this VisionLanguageModel model, int seed)
+    {
+        using var picture = Picture(seed);
+        return model.EncodeImage(picture);
+    }
+}
