@@ -95,8 +95,8 @@ public sealed record GptNeoXConfig : LanguageConfig
         if (HiddenSize % HeadCount != 0)
             throw new ArgumentException($"{nameof(HiddenSize)} {HiddenSize} is no multiple of {nameof(HeadCount)} {HeadCount}.");
         if (!(RotaryFraction is > 0 and <= 1) || RotarySize < 2 || RotarySize % 2 != 0)
-            throw new ArgumentException($"{nameof(RotaryFraction)} {RotaryFraction} of a head of {HeadSize} is {RotarySize} values; expected " +
-                $"an even number of at least 2, and at most {HeadSize}.");
+            throw new ArgumentException($"{nameof(RotaryFraction)} {RotaryFraction} of a head of {HeadSize} is {RotarySize} " +
+                $"values; expected an even number from 2 to {HeadSize}.");
         Positive(RotaryBase);
         Positive(NormEpsilon);
     }
@@ -117,7 +117,7 @@ public sealed class GptNeoX : LanguageModel
         Config = config;
         gpt_neox = new(p[nameof(gpt_neox)], config);
         if (!config.TieEmbeddings)
-            embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, hasBias: false, Initial.Normal(config.InitializerRange));
+            embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, false, Initial.Normal(config.InitializerRange));
         RegisterComponents();
     }
 
@@ -219,8 +219,9 @@ internal sealed class GptNeoXState : DecoderState
         MaxLength = maxLength;
         var config = model.Config;
         var weight = model.gpt_neox.embed_in.weight;
-        Keys = StateTensors.Empty(config.LayerCount, [config.HeadCount, maxLength, config.HeadSize], weight.dtype, weight.device);
-        Values = StateTensors.Empty(config.LayerCount, [config.HeadCount, maxLength, config.HeadSize], weight.dtype, weight.device);
+        long[] shape = [config.HeadCount, maxLength, config.HeadSize];
+        Keys = StateTensors.Empty(config.LayerCount, shape, weight.dtype, weight.device);
+        Values = StateTensors.Empty(config.LayerCount, shape, weight.dtype, weight.device);
     }
 
     public override DecoderState Clone()
@@ -284,9 +285,10 @@ internal sealed class GptNeoXBody : nn.Module
     private (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
     {
         var (r, device, dtype) = (_config.RotarySize, embed_in.weight.device, embed_in.weight.dtype);
-        var frequencies = pow(_config.RotaryBase, arange(0, r, 2, dtype: ScalarType.Float32, device: device) / r).reciprocal(); // (r/2)
-        var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device);                                    // (l)
-        var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                                                        // (l, 1, 1, r/2)
+        var exponents = arange(0, r, 2, dtype: ScalarType.Float32, device: device) / r;      // (r/2)
+        var frequencies = pow(_config.RotaryBase, exponents).reciprocal();                   // (r/2)
+        var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device); // (l)
+        var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                     // (l, 1, 1, r/2)
         return (angles.cos().to(dtype), angles.sin().to(dtype));
     }
 }
@@ -302,9 +304,10 @@ internal sealed class GptNeoXLayer : nn.Module
     public GptNeoXLayer(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXLayer))
     {
         _parallel = config.ParallelResidual;
-        input_layernorm = new(p[nameof(input_layernorm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        var (d, eps) = (config.HiddenSize, config.NormEpsilon);
+        input_layernorm = new(p[nameof(input_layernorm)], d, eps, NormKind.LayerNorm);
         attention = new(p[nameof(attention)], config);
-        post_attention_layernorm = new(p[nameof(post_attention_layernorm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        post_attention_layernorm = new(p[nameof(post_attention_layernorm)], d, eps, NormKind.LayerNorm);
         mlp = new(p[nameof(mlp)], config);
         RegisterComponents();
     }
