@@ -41,6 +41,21 @@ public sealed class DecodedImageTests : IDisposable
         inTheMiddle.CanRead.Should().BeTrue("the stream is the caller's");
     }
 
+    [Fact]
+    public void ACanvasAroundTheFirstFrameIsWhite()
+    {
+        var (w, h, frame) = Pictures.Expected("gif-palette.gif");
+        using var image = DecodedImage.Decode(WithSize(Pictures.Bytes("gif-palette.gif"), "gif-palette.gif", w + 3, h + 2));
+        (image.Width, image.Height).Should().Be((w + 3, h + 2));
+        for (var y = 0; y < h + 2; y++)
+        {
+            var row = image.Pixels.Slice(y * (w + 3) * 3, (w + 3) * 3).ToArray();
+            var inside = y < h ? w * 3 : 0;
+            row[..inside].Should().Equal(frame.AsSpan(y < h ? y * w * 3 : 0, inside).ToArray());
+            row[inside..].Should().OnlyContain(v => v == 255);
+        }
+    }
+
     [Theory]
     [InlineData("jpeg-orientation-1.jpg", 1)]
     [InlineData("jpeg-orientation-2.jpg", 2)]
