@@ -191,14 +191,12 @@ public sealed class GptNeoX : LanguageModel
 
     private Tensor Head(Tensor x) => F.linear(x, embed_out?.weight ?? gpt_neox.embed_in.weight);
 
-    // (b, l) of tokens -> (b, 1, l, l) of who sees whom. A padded query sees itself too, which the reference leaves out:
-    // a row that sees nothing is not a number, and would spread through the values to the tokens in the next layer.
+    // (b, l) of tokens -> (b, 1, l, l) of who sees whom. Padding on the left sees nothing at all; the attention gives it zeros.
     private static Tensor AttentionPattern(Tensor attentionMask)
     {
         var l = attentionMask.shape[1];
         var causal = ones(l, l, dtype: ScalarType.Bool, device: attentionMask.device).tril();
-        var itself = eye(l, dtype: ScalarType.Bool, device: attentionMask.device);
-        return causal.logical_and(attentionMask.ne(0).unsqueeze(1).unsqueeze(1)).logical_or(itself);
+        return causal.logical_and(attentionMask.ne(0).unsqueeze(1).unsqueeze(1));
     }
 }
 
