@@ -3,7 +3,6 @@ using System.IO.MemoryMappedFiles;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Microsoft.Win32.SafeHandles;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace MambaVL.Checkpoints;
@@ -55,15 +54,14 @@ internal sealed unsafe class MappedFile : IDisposable
         view.SafeMemoryMappedViewHandle.AcquirePointer(ref start);
         start += view.PointerOffset;
         Views[(nint)start] = view;
-        fixed (long* sizes = shape)
+        try
         {
-            var handle = Native.NewTensor(start, &Release, sizes, shape.Length, (sbyte)type, (sbyte)type, 0, -1, 0);
-            if (handle == 0) // libtorch may or may not have called the deleter; a second call does nothing
-            {
-                Free((nint)start);
-                CheckForErrors();
-            }
-            return Tensor.UnsafeCreateTensor(handle);
+            return NativeTensor.Over(start, shape, type, &Release);
+        }
+        catch
+        {
+            Free((nint)start); // whether libtorch called the deleter is not known; a second call does nothing
+            throw;
         }
     }
 
@@ -82,22 +80,5 @@ internal sealed unsafe class MappedFile : IDisposable
         if (!Views.TryRemove(start, out var view)) return;
         view.SafeMemoryMappedViewHandle.ReleasePointer();
         view.Dispose();
-    }
-
-    /// <summary>The one function of TorchSharp's native library that its managed API does not offer: a tensor on memory
-    /// that is not libtorch's (THSTensor_new in THSTensorFactories.cpp).</summary>
-    private static class Native
-    {
-        public static readonly delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint> NewTensor;
-
-        static Native()
-        {
-            Runtime.EnsureLoaded();
-            InitializeDeviceType(DeviceType.CPU);
-            // Asked on behalf of TorchSharp's own assembly, so that it is the very library that TorchSharp uses.
-            var library = NativeLibrary.Load("LibTorchSharp", typeof(torch).Assembly, null);
-            NewTensor = (delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint>)
-                NativeLibrary.GetExport(library, "THSTensor_new");
-        }
     }
 }

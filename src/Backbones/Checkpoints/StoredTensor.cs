@@ -1,3 +1,4 @@
+using System.Buffers;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -79,22 +80,32 @@ internal sealed record StoredTensor(TensorEntry Entry, MappedFile File, long Off
         return result.MoveToOuterDisposeScope();
     }
 
-    private void Fill(Tensor result)
+    // The buffer is a pooled array: allocated by libtorch for each tensor, it would leave holes in the native heap that
+    // add up to the size of the buffer for every second tensor.
+    private unsafe void Fill(Tensor result)
     {
         using var scope = NewDisposeScope();
-        var size = ElementTypes.Size(Entry.DType);
-        var total = Extent / size;
-        var step = Math.Min(total, BufferBytes / size);
         var flat = result.view(-1);
-        var buffer = empty(step, dtype: Entry.DType);
-        for (long done = 0; done < total; done += step)
+        long size = ElementTypes.Size(Entry.DType), total = Extent / size, step = Math.Min(total, BufferBytes / size);
+        var buffer = ArrayPool<byte>.Shared.Rent((int)(step * size));
+        try
         {
-            using var piece = NewDisposeScope();
-            var n = Math.Min(step, total - done);
-            var bytes = buffer.bytes[..(int)(n * size)];
-            File.Read(Offset + done * size, bytes);
-            if (Entry.DType == ScalarType.Bool) CheckBooleans(bytes);
-            flat.narrow(0, done, n).copy_(buffer.narrow(0, 0, n));
+            fixed (byte* start = buffer)
+            {
+                for (long done = 0; done < total; done += step)
+                {
+                    using var pieces = NewDisposeScope();
+                    var n = Math.Min(step, total - done);
+                    var bytes = buffer.AsSpan(0, (int)(n * size));
+                    File.Read(Offset + done * size, bytes);
+                    if (Entry.DType == ScalarType.Bool) CheckBooleans(bytes);
+                    flat.narrow(0, done, n).copy_(NativeTensor.Over(start, [n], Entry.DType));
+                }
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
         }
     }
 

@@ -10,7 +10,7 @@ public sealed record ImageDecoderOptions
     public bool ApplyOrientation { get; init; } = true;
 
     /// <summary>The most pixels (width x height) that a header may announce. A larger picture is refused before a
-    /// pixel is decoded. Decoding takes up to 7 bytes a pixel, and up to 6 more inside the decoder of a progressive JPEG.
+    /// pixel is decoded. Decoding takes about 7 bytes a pixel at its peak, 13 for a progressive JPEG.
     /// Default: 178,956,970, the size at which Pillow refuses to open a file as a decompression bomb. From 1 to 715,827,863.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is outside that range.</exception>
     public long MaxPixels

@@ -104,8 +104,8 @@ public sealed record GptNeoXConfig : LanguageConfig
         if (HiddenSize % HeadCount != 0)
             throw new ArgumentException($"{nameof(HiddenSize)} {HiddenSize} is no multiple of {nameof(HeadCount)} {HeadCount}.");
         if (!(RotaryFraction is > 0 and <= 1) || RotarySize < 2 || RotarySize % 2 != 0)
-            throw new ArgumentException($"{nameof(RotaryFraction)} {RotaryFraction} of a head of {HeadSize} is {RotarySize} values; expected " +
-                $"an even number of at least 2, and at most {HeadSize}.");
+            throw new ArgumentException($"{nameof(RotaryFraction)} {RotaryFraction} of a head of {HeadSize} is {RotarySize} " +
+                $"values; expected an even number from 2 to {HeadSize}.");
         Positive(RotaryBase);
         Positive(NormEpsilon);
     }
@@ -127,7 +127,7 @@ public sealed class GptNeoX : LanguageModel
         Config = config;
         gpt_neox = new(p[nameof(gpt_neox)], config);
         if (!config.TieEmbeddings)
-            embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, hasBias: false, Initial.Normal(config.InitializerRange));
+            embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, false, Initial.Normal(config.InitializerRange));
         _decoder = new(this);
         RegisterComponents();
     }
@@ -203,14 +203,12 @@ public sealed class GptNeoX : LanguageModel
 
     private Tensor Head(Tensor x) => F.linear(x, embed_out?.weight ?? gpt_neox.embed_in.weight);
 
-    // (b, l) of tokens -> (b, 1, l, l) of who sees whom. A padded query sees itself too, which the reference leaves out:
-    // a row that sees nothing is not a number, and would spread through the values to the tokens in the next layer.
+    // (b, l) of tokens -> (b, 1, l, l) of who sees whom. Padding on the left sees nothing at all; the attention gives it zeros.
     private static Tensor AttentionPattern(Tensor attentionMask)
     {
         var l = attentionMask.shape[1];
         var causal = ones(l, l, dtype: ScalarType.Bool, device: attentionMask.device).tril();
-        var itself = eye(l, dtype: ScalarType.Bool, device: attentionMask.device);
-        return causal.logical_and(attentionMask.ne(0).unsqueeze(1).unsqueeze(1)).logical_or(itself);
+        return causal.logical_and(attentionMask.ne(0).unsqueeze(1).unsqueeze(1));
     }
 }
 
@@ -231,8 +229,9 @@ internal sealed class GptNeoXState : DecoderState
         MaxLength = maxLength;
         var config = model.Config;
         var weight = model.gpt_neox.embed_in.weight;
-        Keys = StateTensors.Empty(config.LayerCount, [config.HeadCount, maxLength, config.HeadSize], weight.dtype, weight.device);
-        Values = StateTensors.Empty(config.LayerCount, [config.HeadCount, maxLength, config.HeadSize], weight.dtype, weight.device);
+        long[] shape = [config.HeadCount, maxLength, config.HeadSize];
+        Keys = StateTensors.Empty(config.LayerCount, shape, weight.dtype, weight.device);
+        Values = StateTensors.Empty(config.LayerCount, shape, weight.dtype, weight.device);
     }
 
     public override DecoderState Clone()
@@ -296,9 +295,9 @@ internal sealed class GptNeoXBody : nn.Module
     private (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
     {
         var (r, device, dtype) = (_config.RotarySize, embed_in.weight.device, embed_in.weight.dtype);
-        var frequencies = _config.RotaryFrequencies(device);                                                                    // (r/2)
-        var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device);                                    // (l)
-        var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                                                        // (l, 1, 1, r/2)
+        var frequencies = _config.RotaryFrequencies(device);                                 // (r/2)
+        var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device); // (l)
+        var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                     // (l, 1, 1, r/2)
         return (angles.cos().to(dtype), angles.sin().to(dtype));
     }
 }
@@ -314,9 +313,10 @@ internal sealed class GptNeoXLayer : nn.Module
     public GptNeoXLayer(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXLayer))
     {
         _parallel = config.ParallelResidual;
-        input_layernorm = new(p[nameof(input_layernorm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        var (d, eps) = (config.HiddenSize, config.NormEpsilon);
+        input_layernorm = new(p[nameof(input_layernorm)], d, eps, NormKind.LayerNorm);
         attention = new(p[nameof(attention)], config);
-        post_attention_layernorm = new(p[nameof(post_attention_layernorm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
+        post_attention_layernorm = new(p[nameof(post_attention_layernorm)], d, eps, NormKind.LayerNorm);
         mlp = new(p[nameof(mlp)], config);
         RegisterComponents();
     }

@@ -51,7 +51,14 @@ public abstract record LanguageConfig
     {
         ArgumentNullException.ThrowIfNull(tensors);
         ArgumentNullException.ThrowIfNull(file);
-        return new LanguageConfigReader(new(file, config), tensors).Read();
+        try
+        {
+            return new LanguageConfigReader(new(file, config), tensors).Read();
+        }
+        catch (InvalidOperationException e) // what JsonElement throws at an escaped half of a surrogate pair
+        {
+            throw new InvalidDataException($"{file} holds a text that is not Unicode.", e);
+        }
     }
 
     /// <summary>As <see cref="Resolve"/>, from a file.</summary>
@@ -62,7 +69,7 @@ public abstract record LanguageConfig
         ArgumentException.ThrowIfNullOrEmpty(path);
         using var stream = File.OpenRead(path);
         if (stream.Length > GreatestFile)
-            throw new InvalidDataException($"{path} has {stream.Length:N0} bytes; expected a configuration of at most {GreatestFile:N0}.");
+            throw new InvalidDataException($"{path} has {stream.Length} bytes; expected a configuration of at most {GreatestFile}.");
         try
         {
             using var document = JsonDocument.Parse(stream);

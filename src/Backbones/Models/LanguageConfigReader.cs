@@ -15,8 +15,7 @@ internal sealed class LanguageConfigReader(LanguageConfigSection config, IReadOn
         var (mamba, neoX) = (HasPrefix("backbone."), HasPrefix("gpt_neox."));
         // vl_mamba writes an empty type for Mamba and GPT-NeoX's for Pythia; state-spaces has no such key.
         var type = config.Text("model_type") ?? "";
-        if (type is not ("" or "mamba" or "gpt_neox"))
-            throw config.Error($"'model_type' is '{type}'; expected 'mamba', 'gpt_neox' or nothing.");
+        config.MustBe(type is "" or "mamba" or "gpt_neox", "model_type", "\"mamba\", \"gpt_neox\" or nothing");
         if (mamba == neoX || (type == "mamba" && neoX) || (type == "gpt_neox" && mamba))
             throw config.Error($"'model_type' is '{type}', and the checkpoint has {(mamba ? "" : "no ")}'backbone.*' and " +
                 $"{(neoX ? "" : "no ")}'gpt_neox.*'; expected the first of a Mamba, or the second of a GPT-NeoX.");
@@ -77,21 +76,23 @@ internal sealed class LanguageConfigReader(LanguageConfigSection config, IReadOn
         const string layer = "gpt_neox.layers.0";
         var d = ReadWidth("hidden_size", "gpt_neox.embed_in.weight", "embed_out.weight", "lm_head.weight");
         var intermediate = Shape($"{layer}.mlp.dense_h_to_4h.weight", 2)[0];
-        config.MustAgree("intermediate_size", config.Size("intermediate_size", MostWidth), intermediate, $"{layer}.mlp.dense_h_to_4h.weight");
+        config.MustAgree("intermediate_size", config.Size("intermediate_size", MostWidth), intermediate,
+            $"{layer}.mlp.dense_h_to_4h.weight");
         config.MustAgree("attention_bias", Has($"{layer}.attention.dense.bias"), $"{layer}.attention.dense.bias");
         var heads = config.RequiredSize("num_attention_heads", MostWidth);
         config.MustBe(d.Columns % heads == 0, "num_attention_heads", $"a divisor of the hidden size {d.Columns}");
 
         var rope = config.Section("rope_parameters");
-        rope.MustBe((rope.Text("rope_type") ?? "default") == "default", "rope_type", "\"default\": positions that are not rescaled");
-        config.MustBe(!config.Has("rope_scaling"), "rope_scaling", "none: positions that are not rescaled");
+        rope.MustBe((rope.Text("rope_type") ?? "default") == "default", "rope_type", "\"default\"");
+        config.MustBe(!config.Has("rope_scaling"), "rope_scaling", "nothing: rescaled positions are not here");
         var fraction = config.OneOf(rope.Number("partial_rotary_factor", 0, 1), "rope_parameters.partial_rotary_factor",
             config.Number("rotary_pct", 0, 1), "rotary_pct") ?? 0.25;
         var frequencyBase = config.OneOf(rope.Number("rope_theta", 1, 1e12), "rope_parameters.rope_theta",
             config.Number("rotary_emb_base", 1, 1e12), "rotary_emb_base") ?? 10000;
         var rotary = (long)(d.Columns / heads * fraction);
         if (rotary < 2 || rotary % 2 != 0)
-            throw config.Error(string.Create(CultureInfo.InvariantCulture, $"the rotary part {fraction} of a head of {d.Columns / heads} is {rotary} values; expected an even number of at least 2."));
+            throw config.Error(string.Create(CultureInfo.InvariantCulture,
+                $"the rotary part {fraction} of a head of {d.Columns / heads} is {rotary} values; expected an even number from 2."));
 
         var activation = config.Text("hidden_act") ?? "gelu";
         config.MustBe(activation is "gelu" or "gelu_new" or "gelu_fast" or "gelu_pytorch_tanh", "hidden_act",
@@ -118,7 +119,8 @@ internal sealed class LanguageConfigReader(LanguageConfigSection config, IReadOn
     private (string Name, long Rows, long Columns) ReadWidth(string key, params string[] tables)
     {
         var width = config.RequiredSize(key, MostWidth);
-        var name = tables.FirstOrDefault(Has) ?? throw config.Error($"the checkpoint has no '{tables[0]}', nor another name of it.");
+        var name = tables.FirstOrDefault(Has)
+            ?? throw config.Error($"the checkpoint has none of '{string.Join("', '", tables)}'.");
         var shape = Shape(name, 2);
         config.MustAgree(key, width, shape[1], name);
         return (name, shape[0], shape[1]);
@@ -147,9 +149,11 @@ internal sealed class LanguageConfigReader(LanguageConfigSection config, IReadOn
     {
         var tied = config.Flag(key) ?? otherwise;
         var head = heads.FirstOrDefault(Has);
-        if (head is null && !tied) throw config.Error($"'{key}' is false, but the checkpoint has no '{heads[0]}'; expected a head of its own.");
+        if (head is null && !tied)
+            throw config.Error($"'{key}' is {(config.Has(key) ? "" : "taken as ")}false, but the checkpoint has no '{heads[0]}'.");
         if (head is not null && (Shape(head, 2)[0] != table.Rows || Shape(head, 2)[1] != table.Columns))
-            throw config.Error($"'{head}' is [{string.Join(", ", Shape(head, 2))}], but '{table.Name}' is [{table.Rows}, {table.Columns}]; expected the same.");
+            throw config.Error($"'{head}' is [{string.Join(", ", Shape(head, 2))}], but '{table.Name}' is " +
+                $"[{table.Rows}, {table.Columns}]; expected the same.");
         return tied;
     }
 

@@ -12,7 +12,8 @@ internal readonly struct LanguageConfigSection
 
     public LanguageConfigSection(string file, JsonElement root) : this(file, "", root)
     {
-        if (root.ValueKind != JsonValueKind.Object) throw new InvalidDataException($"{file} holds {Show(root)}; expected an object.");
+        if (root.ValueKind != JsonValueKind.Object)
+            throw new InvalidDataException($"{file} holds {Show(root)}; expected an object.");
     }
 
     private LanguageConfigSection(string file, string prefix, JsonElement section)
@@ -34,7 +35,8 @@ internal readonly struct LanguageConfigSection
             : e.ValueKind == JsonValueKind.Number && e.TryGetInt64(out var value) && value >= least && value <= most ? value
             : throw Wrong(key, e, $"a whole number from {least} to {most}");
 
-    public long RequiredSize(string key, long most) => Size(key, most) ?? throw Error($"'{_prefix}{key}' is missing; expected a whole number.");
+    public long RequiredSize(string key, long most)
+        => Size(key, most) ?? throw Error($"'{_prefix}{key}' is missing; expected a whole number.");
 
     public double? Number(string key, double above, double most)
         => Find(key) is not { } e ? null
@@ -46,7 +48,8 @@ internal readonly struct LanguageConfigSection
             : e.ValueKind == JsonValueKind.Object ? new(_file, $"{_prefix}{key}.", e) : throw Wrong(key, e, "an object");
 
     /// <summary>Whether a key is absent or an empty list.</summary>
-    public bool IsEmptyList(string key) => Find(key) is not { } e || (e.ValueKind == JsonValueKind.Array && e.GetArrayLength() == 0);
+    public bool IsEmptyList(string key)
+        => Find(key) is not { } e || (e.ValueKind == JsonValueKind.Array && e.GetArrayLength() == 0);
 
     /// <summary>Refuses what the models here cannot do.</summary>
     public void MustBe(bool holds, string key, string expected)
@@ -64,13 +67,15 @@ internal readonly struct LanguageConfigSection
     public void MustAgree(string key, bool isThere, string tensor)
     {
         if (Flag(key) is { } flag && flag != isThere)
-            throw Error($"'{_prefix}{key}' is {(flag ? "true" : "false")}, but the checkpoint has {(isThere ? "a" : "no")} '{tensor}'.");
+            throw Error($"'{_prefix}{key}' is {(flag ? "true" : "false")}, but the checkpoint has {(isThere ? "a" : "no")} " +
+                $"'{tensor}'.");
     }
 
     /// <summary>The value of one of two names of the same thing; an error where both are there and differ.</summary>
     public double? OneOf(double? value, string key, double? other, string otherKey)
         => value is null || other is null || value == other ? value ?? other
-            : throw Error(string.Create(CultureInfo.InvariantCulture, $"'{key}' is {value}, but '{otherKey}' is {other}; expected the same."));
+            : throw Error(string.Create(CultureInfo.InvariantCulture,
+                $"'{key}' is {value}, but '{otherKey}' is {other}; expected the same."));
 
     public InvalidDataException Error(string message) => new($"{_file}: {message}");
 
@@ -78,7 +83,8 @@ internal readonly struct LanguageConfigSection
         => Error($"'{_prefix}{key}' is {Show(e)}; expected {expected}.");
 
     private JsonElement? Find(string key)
-        => _object.ValueKind == JsonValueKind.Object && _object.TryGetProperty(key, out var e) && e.ValueKind != JsonValueKind.Null ? e : null;
+        => _object.ValueKind == JsonValueKind.Object && _object.TryGetProperty(key, out var e)
+            && e.ValueKind != JsonValueKind.Null ? e : null;
 
     private static string Show(JsonElement e)
     {

@@ -63,12 +63,13 @@ public abstract class LanguageModel : nn.Module
     {
         ArgumentNullException.ThrowIfNull(ids);
         if (ids.dtype != ScalarType.Int64 || ids.dim() != rank || ids.numel() == 0)
-            throw new ArgumentException($"The ids are {Show(ids)}; expected {(rank == 1 ? "[b]" : "[b, l]")}, Int64, none of them 0 long.", nameof(ids));
+            throw new ArgumentException($"The ids are {Show(ids)}; expected {(rank == 1 ? "[b]" : "[b, l]")} of Int64, not 0 long.", nameof(ids));
         using var least = ids.min();
         using var most = ids.max();
         if (least.ToInt64() < 0 || most.ToInt64() >= VocabularySize)
-            throw new ArgumentException($"The ids run from {least.ToInt64()} to {most.ToInt64()}; the embedding table has rows 0 to " +
-                $"{VocabularySize - 1}. Placeholders of an image have no embedding: their positions take the connector's output.", nameof(ids));
+            throw new ArgumentException($"The ids run from {least.ToInt64()} to {most.ToInt64()}; the embedding table has " +
+                $"rows 0 to {VocabularySize - 1}. Placeholders of an image have no row: the connector's output stands there.",
+                nameof(ids));
     }
 
     private protected void CheckEmbeddings(Tensor embeddings, bool oneRow)
@@ -76,14 +77,14 @@ public abstract class LanguageModel : nn.Module
         ArgumentNullException.ThrowIfNull(embeddings);
         if (!embeddings.is_floating_point() || embeddings.dim() != 3 || embeddings.shape[2] != HiddenSize
             || embeddings.numel() == 0 || (oneRow && embeddings.shape[0] != 1))
-            throw new ArgumentException($"The embeddings are {Show(embeddings)}; expected [{(oneRow ? "1" : "b")}, l, {HiddenSize}] of " +
-                "floating point, l at least 1.", nameof(embeddings));
+            throw new ArgumentException($"The embeddings are {Show(embeddings)}; expected [{(oneRow ? "1" : "b")}, l, " +
+                $"{HiddenSize}] of floating point, l at least 1.", nameof(embeddings));
     }
 
     private protected static void CheckMask(Tensor? attentionMask, Tensor embeddings)
     {
         if (attentionMask is null) return;
-        if (attentionMask.dim() != 2 || attentionMask.shape[0] != embeddings.shape[0] || attentionMask.shape[1] != embeddings.shape[1])
+        if (!attentionMask.shape.SequenceEqual(embeddings.shape[..2]))
             throw new ArgumentException($"The attention mask is {Show(attentionMask)}; expected [{embeddings.shape[0]}, " +
                 $"{embeddings.shape[1]}], as the embeddings.", nameof(attentionMask));
     }
@@ -95,8 +96,8 @@ public abstract class LanguageModel : nn.Module
             throw new ArgumentException("The state was made by another model; make it with this model's CreateState.", nameof(state));
         ObjectDisposedException.ThrowIf(own.IsDisposed, state);
         if (own.Length + positions > own.MaxLength)
-            throw new ArgumentException($"The state holds {own.Length} of at most {own.MaxLength} positions, and {positions} more were " +
-                "given; ask CreateState for a greater maxLength.", nameof(state));
+            throw new ArgumentException($"The state holds {own.Length} of at most {own.MaxLength} positions, and {positions} " +
+                "more were given; ask CreateState for a greater maxLength.", nameof(state));
         return own;
     }
 
@@ -104,7 +105,7 @@ public abstract class LanguageModel : nn.Module
     {
         ArgumentNullException.ThrowIfNull(states);
         if (states.Count != ids.shape[0])
-            throw new ArgumentException($"There are {states.Count} states for {ids.shape[0]} ids; expected one a row.", nameof(states));
+            throw new ArgumentException($"There are {states.Count} states for {ids.shape[0]} ids; expected one each.", nameof(states));
         foreach (var state in states) CheckState<T>(state, this, 1);
         if (states.Distinct().Count() != states.Count)
             throw new ArgumentException("A state stands there twice; each row needs its own (see DecoderState.Clone).", nameof(states));

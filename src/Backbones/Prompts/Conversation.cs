@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Runtime.CompilerServices;
 
 namespace MambaVL.Prompts;
 
@@ -125,6 +126,7 @@ public sealed class Conversation
     /// <summary>Asks what is in a box.</summary>
     /// <param name="box">In shares of the image's width and height.</param>
     /// <param name="description">The description to learn, or null.</param>
+    [OverloadResolutionPriority(1)] // Describe(new(0, 0, 0.5, 0.5)) means a box
     public static Conversation Describe(BoundingBox box, string? description = null) => Describe([new Region(box, description)]);
 
     /// <summary>Asks what is in several boxes, one after the other. The end token follows the last description only.</summary>

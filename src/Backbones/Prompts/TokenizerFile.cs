@@ -15,7 +15,7 @@ internal sealed record TokenizerFile(
     bool Compose, bool AddPrefixSpace, bool SplitWords)
 {
     // The largest files in use (vocabularies of 260,000) have about 35 MB.
-    private const long MaxBytes = 128L << 20;
+    private const long MaxBytes = 48L << 20;
     private const int MaxDepth = 32;
 
     /// <summary>Ids may leave gaps, but tables are as long as the greatest id.</summary>

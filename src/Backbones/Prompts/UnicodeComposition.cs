@@ -7,8 +7,8 @@ namespace MambaVL.Prompts;
 /// <summary>Unicode's composed form (NFC) of a text.</summary>
 /// <remarks>
 /// <see cref="string.Normalize()"/> is not used: it returns its input unchanged where the runtime has no ICU
-/// (<c>InvariantGlobalization</c>), so that the ids would depend on the machine, and ICU's time grows with the square
-/// of a run of combining marks (5 s for 100,000 marks).
+/// (<c>InvariantGlobalization</c>), so that the ids would depend on the machine; it throws for U+FFFE; and ICU's time
+/// grows with the square of a run of combining marks (5 s for 100,000 of them).
 /// </remarks>
 internal static partial class UnicodeComposition
 {

@@ -158,7 +158,7 @@ public sealed class CheckpointFuzzTests(ITestOutputHelper output) : IDisposable
                 {
                     var bytes = e.Shape.Aggregate((Int128)ElementTypes.Size(e.DType), (n, d) => n * d);
                     if (bytes > Math.Max(length, 100_000)) throw new InvalidOperationException($"A tensor of {bytes} bytes from a file of {length}.");
-                    if (!ReadsEverything && i % 8 != 0) continue;
+                    if (!ReadsEverything && i != _opened % checkpoint.Tensors.Count) continue;
                     using var t = checkpoint.Read(e.Name);
                     using var converted = checkpoint.Read(e.Name, ScalarType.Float32);
                     if (ReadsEverything) using (converted.sum()) { }
@@ -181,7 +181,7 @@ public sealed class CheckpointFuzzTests(ITestOutputHelper output) : IDisposable
         }
 
         public override string ToString()
-            => $"{_opened} opened, {_refusals.Values.Sum()} refused in {_refusals.Count} ways, slowest {_slowest * 1000:f0} ms, most allocated {_mostAllocated} bytes";
+            => $"{_opened} opened, {_refusals.Values.Sum()} refused (some when read) in {_refusals.Count} ways, slowest {_slowest * 1000:f0} ms, most allocated {_mostAllocated} bytes";
     }
 
     private static class Mutation

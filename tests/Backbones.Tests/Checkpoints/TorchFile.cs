@@ -74,6 +74,12 @@ internal sealed class TorchFile
     public byte[] Bytes()
     {
         var file = new MemoryStream();
+        WriteTo(file);
+        return file.ToArray();
+    }
+
+    public void WriteTo(Stream file)
+    {
         var w = new BinaryWriter(file);
         var directory = new MemoryStream();
         var d = new BinaryWriter(directory);
@@ -111,6 +117,6 @@ internal sealed class TorchFile
         w.Write(0x06054b50); w.Write(0); w.Write(count); w.Write(count);
         w.Write(Zip64 ? -1 : (int)directory.Length); w.Write(Zip64 ? -1 : (int)start);
         w.Write((ushort)Comment.Length); w.Write(Encoding.ASCII.GetBytes(Comment));
-        return file.ToArray();
+        w.Flush();
     }
 }

@@ -41,6 +41,21 @@ public sealed class DecodedImageTests : IDisposable
         inTheMiddle.CanRead.Should().BeTrue("the stream is the caller's");
     }
 
+    [Fact]
+    public void ACanvasAroundTheFirstFrameIsWhite()
+    {
+        var (w, h, frame) = Pictures.Expected("gif-palette.gif");
+        using var image = DecodedImage.Decode(WithSize(Pictures.Bytes("gif-palette.gif"), "gif-palette.gif", w + 3, h + 2));
+        (image.Width, image.Height).Should().Be((w + 3, h + 2));
+        for (var y = 0; y < h + 2; y++)
+        {
+            var row = image.Pixels.Slice(y * (w + 3) * 3, (w + 3) * 3).ToArray();
+            var inside = y < h ? w * 3 : 0;
+            row[..inside].Should().Equal(frame.AsSpan(y < h ? y * w * 3 : 0, inside).ToArray());
+            row[inside..].Should().OnlyContain(v => v == 255);
+        }
+    }
+
     [Theory]
     [InlineData("jpeg-orientation-1.jpg", 1)]
     [InlineData("jpeg-orientation-2.jpg", 2)]
@@ -66,7 +81,6 @@ public sealed class DecodedImageTests : IDisposable
     [Fact]
     public void OrientationTurnsPicturesLargerThanATile()
     {
-        // A BMP-sized check of the tiled copy: turned by 6 and back by 8 gives the picture, and so do the mirrored pairs.
         const int W = 70, H = 45;
         var pixels = new byte[W * H * 4];
         new Random(1).NextBytes(pixels);
@@ -102,8 +116,8 @@ public sealed class DecodedImageTests : IDisposable
         for (var i = 0; i < 256 * 256; i++)
         {
             int c = i & 255, a = i >> 8;
-            image.Pixels[i * 3].Should().Be((byte)Math.Round((c * a + 255m * (255 - a)) / 255m));
-            image.Pixels[i * 3 + 1].Should().Be((byte)Math.Round(((255 - c) * a + 255m * (255 - a)) / 255m));
+            var expected = ((byte)Math.Round((c * a + 255m * (255 - a)) / 255m), (byte)Math.Round(((255 - c) * a + 255m * (255 - a)) / 255m));
+            if ((image.Pixels[i * 3], image.Pixels[i * 3 + 1]) != expected) Assert.Fail($"colour {c}, alpha {a}: found {image.Pixels[i * 3]}, expected {expected.Item1}");
         }
     }
 
@@ -139,8 +153,15 @@ public sealed class DecodedImageTests : IDisposable
         var needed = LastNeeded(name, bytes);
         for (var length = 0; length < needed; length++)
         {
-            var start = length;
-            Action(() => DecodedImage.Decode(bytes.AsSpan(0, start))).Should().Throw<ImageException>("{0} of {1} bytes are there", start, bytes.Length);
+            try
+            {
+                DecodedImage.Decode(bytes.AsSpan(0, length)).Dispose();
+                Assert.Fail($"{length} of {bytes.Length} bytes were enough");
+            }
+            catch (ImageException)
+            {
+                // as it should be
+            }
         }
     }
 

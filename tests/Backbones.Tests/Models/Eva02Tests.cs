@@ -83,6 +83,19 @@ public class Eva02Tests
     }
 
     [Fact]
+    public void Tables_in_use_outlive_the_cache()
+    {
+        using var scope = NewDisposeScope();
+        Tensor first;
+        using (var tables = new Eva02RotaryTables(headWidth: 8, referenceGrid: 16))
+        {
+            first = tables.Get(1, 1, CPU);
+            for (var rows = 2; rows < 40; rows++) tables.Get(rows, 1, CPU).Dispose();
+        }
+        first.real.flatten().data<float>().ToArray().Should().Equal(1, 1, 1, 1, 1, 1, 1, 1);
+    }
+
+    [Fact]
     public void A_fused_matrix_is_the_three_one_below_the_other()
     {
         using var scope = NewDisposeScope();

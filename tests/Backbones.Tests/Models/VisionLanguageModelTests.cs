@@ -235,7 +235,7 @@ public class VisionLanguageModelTests
         model.Answer(image, "What is it", Short).Should().Be(AnswerText.Short(model.Generate(model.Request(image, Conversation.Ask("What is it")), Short).Text));
         model.Locate(image, "it", Short).Text.Should().NotBeNull();
         model.Choose(image, "Which?", ["a", "b"], Short).Text.Should().NotBeNull();
-        model.Describe(image, new(0, 0, 20, 15), Short).Should().Be(model.Generate(model.Request(image, Conversation.Describe(new(0, 0, 0.5, 0.5))), Short).Text.Trim());
+        model.Describe(image, new(0, 0, 20, 15), Short).Should().Be(model.Generate(model.Request(image, Conversation.Describe(new BoundingBox(0, 0, 0.5, 0.5))), Short).Text.Trim());
         model.Matches(image, "noise", Short).Should().BeNull("a random model says neither True nor False");
     }
 

@@ -72,6 +72,26 @@ public class ElfFileTests
     }
 
     [Fact]
+    public void MoreVersionsThanAnyLibraryHasAreRefused()
+    {
+        const int count = 5_000;
+        var small = SmallElf.Make();
+        var first = (int)Read(small).VersionNeeds()[0].Offset;
+        var bytes = new byte[small.Length + 16 * count];
+        small.CopyTo(bytes, 0);
+        BinaryPrimitives.WriteInt64LittleEndian(bytes.AsSpan(64 + 32), bytes.Length); // the segment covers the list at the end
+        BinaryPrimitives.WriteUInt16LittleEndian(bytes.AsSpan(first - 16 + 2), count);
+        BinaryPrimitives.WriteInt32LittleEndian(bytes.AsSpan(first - 16 + 8), small.Length - (first - 16));
+        for (var i = 0; i < count; i++)
+        {
+            var entry = bytes.AsSpan(small.Length + 16 * i, 16);
+            small.AsSpan(first, 16).CopyTo(entry);
+            BinaryPrimitives.WriteInt32LittleEndian(entry[12..], 16);
+        }
+        Reading(bytes).Should().Throw<InvalidDataException>().WithMessage("*more than 4096 needed versions*");
+    }
+
+    [Fact]
     public void EveryTruncationIsAClearError()
     {
         var bytes = SmallElf.Make();
