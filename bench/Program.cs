@@ -4,6 +4,7 @@ using MambaVL.Bench;
 Dictionary<string, (string what, Func<Options, IEnumerable<Result>> run)> benchmarks = new()
 {
     ["scan"] = ("CPU kernel of the selective scan against the loop of tensor operations", ScanBenchmark.Run),
+    ["decode"] = ("decoding on the CPU against the speed of reading its weights, and against tensor operations", DecodeBenchmark.Run),
 };
 
 MambaVL.Runtime.EnsureLoaded();

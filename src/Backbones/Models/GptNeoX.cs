@@ -1,5 +1,6 @@
 using System.Text.Json.Nodes;
 using MambaVL.Checkpoints;
+using MambaVL.Kernels;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -87,6 +88,14 @@ public sealed record GptNeoXConfig : LanguageConfig
     // Truncated, as the reference does; only pairs can turn.
     internal long RotarySize => (long)(HeadSize * RotaryFraction);
 
+    /// <summary>By what each pair turns from one position to the next: (r/2), float32.</summary>
+    internal Tensor RotaryFrequencies(Device device)
+    {
+        using var scope = NewDisposeScope();
+        var exponents = arange(0, RotarySize, 2, dtype: ScalarType.Float32, device: device) / RotarySize;
+        return pow(RotaryBase, exponents).reciprocal().MoveToOuterDisposeScope();
+    }
+
     internal void Check()
     {
         CheckSizes();
@@ -107,6 +116,7 @@ public sealed class GptNeoX : LanguageModel
 {
     internal readonly GptNeoXBody gpt_neox;
     internal readonly Linear? embed_out; // absent where the head is the embedding table
+    private readonly GptNeoXDecoder _decoder;
 
     /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">The sizes contradict each other.</exception>
@@ -118,6 +128,7 @@ public sealed class GptNeoX : LanguageModel
         gpt_neox = new(p[nameof(gpt_neox)], config);
         if (!config.TieEmbeddings)
             embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, false, Initial.Normal(config.InitializerRange));
+        _decoder = new(this);
         RegisterComponents();
     }
 
@@ -174,6 +185,7 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
+        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
@@ -283,8 +295,7 @@ internal sealed class GptNeoXBody : nn.Module
     private (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
     {
         var (r, device, dtype) = (_config.RotarySize, embed_in.weight.device, embed_in.weight.dtype);
-        var exponents = arange(0, r, 2, dtype: ScalarType.Float32, device: device) / r;      // (r/2)
-        var frequencies = pow(_config.RotaryBase, exponents).reciprocal();                   // (r/2)
+        var frequencies = _config.RotaryFrequencies(device);                                 // (r/2)
         var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device); // (l)
         var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                     // (l, 1, 1, r/2)
         return (angles.cos().to(dtype), angles.sin().to(dtype));

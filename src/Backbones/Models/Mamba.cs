@@ -1,5 +1,6 @@
 using System.Text.Json.Nodes;
 using MambaVL.Checkpoints;
+using MambaVL.Kernels;
 using MambaVL.Scan;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -111,6 +112,7 @@ public sealed class Mamba : LanguageModel
 {
     internal readonly MambaBackbone backbone;
     internal readonly Linear? lm_head; // absent where the head is the embedding table
+    private readonly MambaDecoder _decoder;
 
     /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">A size is not positive.</exception>
@@ -122,6 +124,7 @@ public sealed class Mamba : LanguageModel
         backbone = new(p[nameof(backbone)], config);
         if (!config.TieEmbeddings)
             lm_head = new(p[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
+        _decoder = new(this);
         RegisterComponents();
     }
 
@@ -175,6 +178,7 @@ public sealed class Mamba : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<MambaState>(ids, states);
+        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.

@@ -1,0 +1,178 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+using MambaVL.Scan;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MambaVL.Kernels;
+
+/// <summary>The precision in which weights lie in memory. The arithmetic is always float32.</summary>
+internal enum WeightType
+{
+    Float32,
+    BFloat16,
+    Float16,
+}
+
+/// <summary>Weights [rows, columns] in someone else's memory, row after row, as checkpoints have them.</summary>
+/// <param name="data">The first element; at any address.</param>
+/// <param name="rows">Outputs of the product.</param>
+/// <param name="columns">Inputs of the product.</param>
+/// <param name="type">The precision.</param>
+internal readonly unsafe struct Matrix(void* data, int rows, int columns, WeightType type)
+{
+    public readonly byte* Data = (byte*)data;
+    public readonly int Rows = rows;
+    public readonly int Columns = columns;
+    public readonly WeightType Type = type;
+
+    public int RowBytes => Columns * (Type == WeightType.Float32 ? 4 : 2);
+
+    public long Bytes => (long)Rows * RowBytes;
+
+    /// <summary>One row, widened: [columns].</summary>
+    public void Row(long row, float* y)
+    {
+        var values = new Values(Data + row * RowBytes, Type);
+        for (var i = 0; i < Columns; i++) y[i] = values[i];
+    }
+}
+
+/// <summary>Numbers in someone else's memory: a bias, the weight of a norm, a row of a key-value cache. A vector that is not
+/// there reads as zeros.</summary>
+internal readonly unsafe struct Values(void* data, WeightType type)
+{
+    private readonly byte* _data = (byte*)data;
+    private readonly WeightType _type = type;
+
+    public bool Exist => _data != null;
+
+    public float this[nint i]
+    {
+        get => _data == null ? 0 : _type switch
+        {
+            WeightType.Float32 => Unsafe.ReadUnaligned<float>((float*)_data + i),
+            WeightType.BFloat16 => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)_data + i) << 16),
+            _ => (float)BitConverter.UInt16BitsToHalf(Unsafe.ReadUnaligned<ushort>((ushort*)_data + i)),
+        };
+        set
+        {
+            switch (_type)
+            {
+                case WeightType.Float32: Unsafe.WriteUnaligned((float*)_data + i, value); break;
+                case WeightType.BFloat16: Unsafe.WriteUnaligned((ushort*)_data + i, BFloat16Bits(value)); break;
+                default: Unsafe.WriteUnaligned((ushort*)_data + i, BitConverter.HalfToUInt16Bits((Half)value)); break;
+            }
+        }
+    }
+
+    /// <summary>The same numbers from the i-th on.</summary>
+    public Values From(nint i) => new(_data == null ? null : _data + i * (_type == WeightType.Float32 ? 4 : 2), _type);
+
+    /// <summary>The same numbers as rows of a matrix.</summary>
+    public Matrix AsMatrix(int rows, int columns) => new(_data, rows, columns, _type);
+
+    /// <summary>Lanes i, i + 1, ...</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public V Load<V>(nint i) where V : unmanaged, ILanes<V> => _type switch
+    {
+        WeightType.Float32 => V.Load((float*)_data + i),
+        WeightType.BFloat16 => Wide<V>.LoadBFloat16((ushort*)_data + i),
+        _ => Wide<V>.LoadHalf((ushort*)_data + i),
+    };
+
+    /// <summary>Lanes i, i + 1, ...; those at and behind <paramref name="end"/> are not read, and are zero.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public V Load<V>(nint i, nint end) where V : unmanaged, ILanes<V>
+    {
+        if (_data == null) return V.All(0);
+        return i + V.Width > end ? Rest<V>(i, end) : Load<V>(i);
+    }
+
+    /// <summary>Numbers i to i + 3.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public Vector128<float> Four(nint i) => _type switch
+    {
+        WeightType.Float32 => Vector128.Load((float*)_data + i),
+        WeightType.BFloat16 => (Vector128.WidenLower(Vector128.CreateScalar(Unsafe.ReadUnaligned<ulong>((ushort*)_data + i)).AsUInt16()) << 16).AsSingle(),
+        _ => Vector128.Create(this[i], this[i + 1], this[i + 2], this[i + 3]),
+    };
+
+    /// <summary>x in this precision, and back.</summary>
+    public static float Round(float x, WeightType type) => type switch
+    {
+        WeightType.Float32 => x,
+        WeightType.BFloat16 => BitConverter.UInt32BitsToSingle((uint)BFloat16Bits(x) << 16),
+        _ => (float)(Half)x,
+    };
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private V Rest<V>(nint i, nint end) where V : unmanaged, ILanes<V>
+    {
+        var lanes = stackalloc float[V.Width];
+        for (var j = 0; j < V.Width; j++) lanes[j] = i + j < end ? this[i + j] : 0;
+        return V.Load(lanes);
+    }
+
+    // To the nearest, ties to even, as torch rounds; a NaN keeps a bit of its fraction.
+    private static ushort BFloat16Bits(float x)
+    {
+        var bits = BitConverter.SingleToUInt32Bits(x);
+        return float.IsNaN(x) ? (ushort)0x7fc0 : (ushort)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+}
+
+/// <summary>Reads where a tensor's numbers lie. The pointers hold as long as the tensor's storage does: they are taken anew
+/// in every call, as training may put another tensor in a parameter's place.</summary>
+internal static unsafe class TensorMemory
+{
+    /// <summary>False where the kernels cannot take the tensor: another device or precision, or rows that are not one
+    /// after the other.</summary>
+    public static bool TryMatrix(Tensor t, long rows, long columns, out Matrix matrix)
+    {
+        matrix = default;
+        if (rows > int.MaxValue || columns > int.MaxValue || !TryPointer(t, rows * columns, out var data, out var type)) return false;
+        matrix = new(data, (int)rows, (int)columns, type);
+        return true;
+    }
+
+    /// <summary>As <see cref="TryMatrix"/>; true for a tensor that is not there.</summary>
+    public static bool TryValues(Tensor? t, long count, out Values values)
+    {
+        values = default;
+        if (t is null) return true;
+        if (!TryPointer(t, count, out var data, out var type)) return false;
+        values = new(data, type);
+        return true;
+    }
+
+    /// <summary>The memory of a float32 tensor.</summary>
+    public static bool TryFloats(Tensor t, long count, out float* data)
+    {
+        data = null;
+        if (!TryPointer(t, count, out var pointer, out var type) || type != WeightType.Float32) return false;
+        data = (float*)pointer;
+        return true;
+    }
+
+    private static bool TryPointer(Tensor t, long count, out void* data, out WeightType type)
+    {
+        data = null;
+        type = default;
+        if (t.device_type != DeviceType.CPU || !TryType(t.dtype, out type)) return false;
+        if (!t.is_contiguous() || t.numel() != count) return false;
+        fixed (byte* p = t.bytes) data = p;
+        return true;
+    }
+
+    public static bool TryType(ScalarType dtype, out WeightType type)
+    {
+        type = dtype switch
+        {
+            ScalarType.BFloat16 => WeightType.BFloat16,
+            ScalarType.Float16 => WeightType.Float16,
+            _ => WeightType.Float32,
+        };
+        return dtype is ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float16;
+    }
+}
