@@ -7,6 +7,7 @@ using Microsoft.CodeAnalysis.CSharp;
 namespace MambaVL.Tests;
 
 /// <summary>What the README says is so: its code runs, and what it points at is there.</summary>
+[Collection(Alone.Name)] // the program writes to the console
 public partial class ReadmeTests
 {
     private static readonly string Text = File.ReadAllText(Path.Combine(Fixtures.Repository, "README.md"));

@@ -18,7 +18,8 @@ internal static class TinyVisionLanguage
         {
             Vision = new Eva02Config { PatchSize = 8, ImageSize = 32, Depth = 1, Width = 32, Heads = 2, MlpWidth = 84 },
             Language = backbone == Mamba
-                ? new MambaConfig { HiddenSize = 48, LayerCount = 2, VocabularySize = vocabulary + 3, InitializerRange = 1 }
+                // A head of its own: tied, it would mostly repeat the last token.
+                ? new MambaConfig { HiddenSize = 48, LayerCount = 2, VocabularySize = vocabulary + 3, InitializerRange = 1, TieEmbeddings = false }
                 : new GptNeoXConfig { HiddenSize = 48, LayerCount = 2, VocabularySize = vocabulary + 3, HeadCount = 3, InitializerRange = 1 },
         };
     }
