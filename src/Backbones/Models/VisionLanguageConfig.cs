@@ -11,9 +11,6 @@ public sealed record VisionLanguageConfig
 {
     private const long LargestFile = 16 << 20;
 
-    // Our own key: image_size is the size that the encoder's positions were made for, and pictures may have another.
-    private const string InputSize = "input_image_size";
-
     /// <summary>The vision encoder.</summary>
     public required VisionConfig Vision { get; init; }
 
@@ -43,8 +40,7 @@ public sealed record VisionLanguageConfig
     public JsonObject ToJson()
     {
         var json = Language.ToJson();
-        json["image_size"] = Vision.ImageSize;
-        json[InputSize] = Images.ImageSize;
+        json["image_size"] = Images.ImageSize; // the encoder's own size is in vision_config
         json["image_mean"] = new JsonArray([.. Images.Mean.Select(v => JsonValue.Create(v))]);
         json["image_std"] = new JsonArray([.. Images.Std.Select(v => JsonValue.Create(v))]);
         json["instruction_first"] = InstructionFirst;
@@ -102,10 +98,10 @@ public sealed record VisionLanguageConfig
     private static ImageProcessorOptions ReadImages(JsonElement root, VisionConfig vision, string file)
     {
         var size = vision.ImageSize;
-        if (root.TryGetProperty(InputSize, out var told)
+        if (root.TryGetProperty("image_size", out var told)
             && (told.ValueKind != JsonValueKind.Number || !told.TryGetInt32(out size) || size < vision.PatchSize
                 || size > VisionConfig.MostPixels || size % vision.PatchSize != 0))
-            throw new InvalidDataException($"'{file}': '{InputSize}' is {told.ValueKind} {size}; expected a multiple of the patch size {vision.PatchSize}, at most {VisionConfig.MostPixels}.");
+            throw new InvalidDataException($"'{file}': 'image_size' is {told.ValueKind} {size}; expected a multiple of the patch size {vision.PatchSize}, at most {VisionConfig.MostPixels}.");
         var images = new ImageProcessorOptions { ImageSize = size };
         try
         {

@@ -86,15 +86,15 @@ public class VisionLanguageModelTests
         using var model = TinyVisionLanguage.Create(backbone);
         using var image = model.Encode(1);
         var request = model.Request(image, Conversations[0]);
-        var free = model.Generate(request, new() { MaxNewTokens = 200, Temperature = 1, IgnoreEndToken = true });
+        var free = model.Generate(request, new() { MaxNewTokens = 4000, Temperature = 50, IgnoreEndToken = true });
         var end = free.Ids.ToList().IndexOf(model.Tokenizer.EndOfTextId);
-        end.Should().BePositive("the model is random: it says its end token sooner or later");
+        end.Should().BePositive("the model is random: and so hot that it says its end token sooner or later");
 
-        var stopped = model.Generate(request, new() { MaxNewTokens = 200, Temperature = 1 });
+        var stopped = model.Generate(request, new() { MaxNewTokens = 4000, Temperature = 50 });
         stopped.Ids.Should().Equal(free.Ids.Take(end));
         stopped.FinishReason.Should().Be(FinishReason.EndToken);
         free.FinishReason.Should().Be(FinishReason.MaxNewTokens);
-        free.Ids.Should().HaveCount(200);
+        free.Ids.Should().HaveCount(4000);
     }
 
     [Theory, MemberData(nameof(Backbones))]
@@ -190,7 +190,7 @@ public class VisionLanguageModelTests
     {
         var config = TinyVisionLanguage.Config(backbone);
         using var wide = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1);
-        using var narrow = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1, ScalarType.BFloat16);
+        using var narrow = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1, ScalarType.BFloat16); // first values: the livelier model amplifies errors
         using var image = narrow.Encode(1);
         var requests = Conversations.Select(c => narrow.Request(image, c)).ToList();
         narrow.Generate(requests, Short).Select(a => a.Text).Should().Equal(requests.Select(r => narrow.Generate(r, Short).Text));
