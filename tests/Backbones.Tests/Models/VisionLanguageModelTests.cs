@@ -98,6 +98,31 @@ public class VisionLanguageModelTests
     }
 
     [Theory, MemberData(nameof(Backbones))]
+    public void EachRowStopsBeforeItsFirstStopSequence(string backbone)
+    {
+        using var model = TinyVisionLanguage.Create(backbone);
+        using var image = model.Encode(1);
+        var requests = Conversations.Select((c, i) => model.Request(image, c, i)).ToList();
+        var options = new GenerationOptions { MaxNewTokens = 60, Temperature = 1, IgnoreEndToken = true };
+        var free = model.Generate(requests, options);
+        options = options with { StopSequences = [free[0].Text.Substring(9, 2), free[1].Text.Substring(15, 3)] };
+
+        var texts = new string[requests.Count];
+        Array.Fill(texts, "");
+        var stopped = model.Generate(requests, options, (row, text) => texts[row] += text);
+        stopped[0].FinishReason.Should().Be(FinishReason.StopSequence);
+        stopped[1].FinishReason.Should().Be(FinishReason.StopSequence);
+        for (var i = 0; i < requests.Count; i++)
+        {
+            var end = options.StopSequences.Select(s => free[i].Text.IndexOf(s, StringComparison.Ordinal)).Where(e => e >= 0).DefaultIfEmpty(free[i].Text.Length).Min();
+            stopped[i].Text.Should().Be(free[i].Text[..end]);
+            texts[i].Should().Be(stopped[i].Text);
+            stopped[i].Ids.Should().Equal(free[i].Ids.Take(stopped[i].Ids.Count));
+            (stopped[i].Ids.Count < 60).Should().Be(stopped[i].FinishReason == FinishReason.StopSequence);
+        }
+    }
+
+    [Theory, MemberData(nameof(Backbones))]
     public void TheSameSeedGivesTheSameTextAndRowsOfOtherSeedsOthers(string backbone)
     {
         using var model = TinyVisionLanguage.Create(backbone);
