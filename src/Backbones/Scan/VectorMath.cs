@@ -59,6 +59,10 @@ internal static class VectorMath
         return V.Positive(x) + Log1P(e);
     }
 
+    /// <summary>Softplus alone.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V Softplus<V>(V x) where V : unmanaged, ILanes<V> => Softplus(x, out _);
+
     /// <summary>1 / (1 + exp(-x)), within 7e-7 for positive x, and 1.2e-7 |x| more for negative.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V Sigmoid<V>(V x) where V : unmanaged, ILanes<V>

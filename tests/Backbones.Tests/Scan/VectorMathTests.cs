@@ -31,7 +31,7 @@ public unsafe class VectorMathTests
                 {
                     Function.Exp2 => VectorMath.Exp2(v),
                     Function.Exp => VectorMath.Exp(v),
-                    Function.Softplus => VectorMath.Softplus(v, out _),
+                    Function.Softplus => VectorMath.Softplus(v),
                     Function.Slope => Slope(v),
                     _ => VectorMath.Sigmoid(v),
                 }).Store(p + i);
