@@ -89,7 +89,7 @@ static void Print(string label, Stopwatch watch, Func<string> answer)
 
 static string Show(GroundingAnswer answer) => answer.Box is { } box
     ? string.Create(CultureInfo.InvariantCulture, $"x {box.X0:0} to {box.X1:0}, y {box.Y0:0} to {box.Y1:0}")
-    : $"no box in '{answer.Text}'";
+    : $"no box in '{answer.Text.ReplaceLineEndings(" ").Trim()}'";
 
 static IReadOnlyList<string> Expand(string[] paths) => [.. paths.SelectMany(p => Directory.Exists(p) ? Pictures(p) : [p])];
 

@@ -12,6 +12,9 @@ public enum FinishReason
 
     /// <summary>The answer reached <see cref="GenerationOptions.MaxNewTokens"/>.</summary>
     MaxNewTokens,
+
+    /// <summary>The model wrote one of <see cref="GenerationOptions.StopSequences"/>.</summary>
+    StopSequence,
 }
 
 /// <summary>One row that is being generated.</summary>
@@ -65,6 +68,13 @@ internal sealed class DecodingSession(LanguageModel model, GenerationOptions opt
         using var logits = model.Decode(ids, active.ConvertAll(r => r.State));
         Choose(active, logits);
         return true;
+    }
+
+    /// <summary>Ends a row whose text holds a stop sequence.</summary>
+    public static void Stop(DecodingRow row)
+    {
+        row.Finished = FinishReason.StopSequence;
+        row.State.Dispose();
     }
 
     private void Choose(List<DecodingRow> rows, Tensor logits)

@@ -34,6 +34,11 @@ public sealed record GenerationOptions
     /// for parity tests; default false.</summary>
     public bool IgnoreEndToken { get; init; }
 
+    /// <summary>Texts at which an answer ends, besides the end token. The answer's text stops before the first of them;
+    /// its ids hold the tokens that made it. Default: none. A line break is the one to give where several answers follow
+    /// each other in a conversation (chat, regions): there the end token comes after the last only.</summary>
+    public IReadOnlyList<string> StopSequences { get; init; } = [];
+
     internal GenerationOptions Checked()
     {
         Require(MaxNewTokens >= 1, nameof(MaxNewTokens), MaxNewTokens, "at least 1");
@@ -41,6 +46,8 @@ public sealed record GenerationOptions
         Require(TopK >= 0, nameof(TopK), TopK, "0 (no limit) or a number of tokens");
         Require(TopP is > 0 and <= 1, nameof(TopP), TopP, "above 0 and at most 1");
         Require(double.IsFinite(RepetitionPenalty) && RepetitionPenalty > 0, nameof(RepetitionPenalty), RepetitionPenalty, "a positive number (1 for none)");
+        var empty = StopSequences is null || StopSequences.Any(string.IsNullOrEmpty);
+        Require(!empty, nameof(StopSequences), StopSequences is null ? "null" : "an empty text", "texts of at least one character");
         return this;
 
         static void Require<T>(bool holds, string name, T found, string expected)

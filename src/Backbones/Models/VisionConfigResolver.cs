@@ -201,10 +201,12 @@ internal sealed class VisionConfigResolver
             return patch;
         }
         var size = Size((long)grid * patch, "the image size");
-        foreach (var (settings, name) in new[] { (_own, key), (_root, "image_size") })
-            if (Whole(settings, name) is { } told && told != size)
-                _problems.Add($"{name} is {told}, but the positions are those of {grid}x{grid} patches of {patch} pixels: {size}. "
-                    + "Leave the configuration at the checkpoint's size, and encode images of the size you want.");
+        // At the root of vl_mamba's file stands the size that the encoder was built with. Where the encoder's own settings tell
+        // that, as this project writes it, the root's is the size that images are brought to, which may be another.
+        var name = Whole(key) is null ? "image_size" : key;
+        if ((Whole(key) ?? Whole(_root, "image_size")) is { } told && told != size)
+            _problems.Add($"{name} is {told}, but the positions are those of {grid}x{grid} patches of {patch} pixels: {size}. "
+                + "Leave the configuration at the checkpoint's size, and encode images of the size you want.");
         return size;
     }
 

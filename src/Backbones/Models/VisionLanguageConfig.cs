@@ -40,7 +40,7 @@ public sealed record VisionLanguageConfig
     public JsonObject ToJson()
     {
         var json = Language.ToJson();
-        json["image_size"] = Images.ImageSize;
+        json["image_size"] = Images.ImageSize; // the encoder's own size is in vision_config
         json["image_mean"] = new JsonArray([.. Images.Mean.Select(v => JsonValue.Create(v))]);
         json["image_std"] = new JsonArray([.. Images.Std.Select(v => JsonValue.Create(v))]);
         json["instruction_first"] = InstructionFirst;

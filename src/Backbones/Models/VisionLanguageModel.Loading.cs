@@ -90,7 +90,7 @@ public sealed partial class VisionLanguageModel
         var sources = CheckpointParameters.ForParts(checkpoint,
             new(Shapes(p => config.Vision.Create(p.Root)), VisionNames(checkpoint), dtype, device),
             new(Shapes(p => new Connector(config.Connector, p.Root)), new() { Prefix = ConnectorPrefix }, dtype, device),
-            new(Shapes(p => config.Language.Create(p.Root)), LanguageNames(config.Language), dtype, device));
+            new(Shapes(p => config.Language.Create(p.Root)), config.Language.Names, dtype, device));
         return new(config, config.Vision.Create(sources[0].Root), new(config.Connector, sources[1].Root), config.Language.Create(sources[2].Root), tokenizer);
 
         static IReadOnlyDictionary<string, long[]> Shapes(Func<ParameterSource, nn.Module> build)
@@ -136,9 +136,6 @@ public sealed partial class VisionLanguageModel
     }
 
     private static readonly JsonSerializerOptions Indented = new() { WriteIndented = true };
-
-    private static CheckpointNames LanguageNames(LanguageConfig config)
-        => config is MambaConfig ? CheckpointNames.Mamba : CheckpointNames.GptNeoX;
 
     private static CheckpointNames VisionNames(Checkpoint checkpoint) => new()
     {

@@ -250,6 +250,7 @@ public sealed partial class VisionLanguageModel : IDisposable
         private readonly DecodingSession _session;
         private readonly List<(int Row, string Text)> _newText = [];
         private readonly StreamingDecoder[] _decoders;
+        private readonly StopFilter[] _stops;
         private readonly int[] _decoded;
         private bool _started;
 
@@ -260,6 +261,7 @@ public sealed partial class VisionLanguageModel : IDisposable
             _options = (options ?? new()).Checked();
             _session = new(model.Language, _options, model.Tokenizer.EndOfTextId);
             _decoders = [.. requests.Select(_ => new StreamingDecoder(model.Tokenizer))];
+            _stops = [.. requests.Select(_ => new StopFilter(_options.StopSequences))];
             _decoded = new int[requests.Count];
         }
 
@@ -286,13 +288,20 @@ public sealed partial class VisionLanguageModel : IDisposable
                 var text = "";
                 while (_decoded[i] < row.Ids.Count) text += _decoders[i].Append(row.Ids[_decoded[i]++]);
                 if (row.Finished is not null) text += _decoders[i].Flush(); // empty when it was flushed before
+                text = _stops[i].Append(text);
+                if (_stops[i].Reached) DecodingSession.Stop(row);
+                else if (row.Finished is not null) text += _stops[i].Flush();
                 if (text.Length > 0) _newText.Add((i, text));
             }
             return true;
         }
 
         public IReadOnlyList<GenerationResult> Results() => [.. _session.Rows.Select(r =>
-            new GenerationResult(r.Ids, _model.Tokenizer.Decode(r.Ids, skipSpecialTokens: true), r.Finished!.Value))];
+        {
+            var text = _model.Tokenizer.Decode(r.Ids, skipSpecialTokens: true);
+            if (r.Finished == FinishReason.StopSequence) text = text[..StopFilter.Find(text, _options.StopSequences)];
+            return new GenerationResult(r.Ids, text, r.Finished!.Value);
+        })];
 
         public void Dispose() => _session.Dispose();
 

@@ -151,7 +151,10 @@ public class SafetensorsTests : IDisposable
         {
             var path = Raw("""{"a":{"dtype":"F32","shape":[3000],"data_offsets":[0,12000]}}""" + new string(' ', padding), bytes);
             using var checkpoint = Checkpoint.Open(path);
-            checkpoint.Read("a").data<float>().ToArray().Should().Equal(values);
+            var read = checkpoint.Read("a");
+            read.data<float>().ToArray().Should().Equal(values);
+            if (OperatingSystem.IsLinux()) File.ReadLines("/proc/self/maps").Any(l => l.Contains(_folder.Root)).Should().Be(padding == 3, $"with {padding} bytes of padding");
+            read.Dispose();
         }
     }
 

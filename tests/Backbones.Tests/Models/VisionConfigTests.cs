@@ -70,6 +70,13 @@ public class VisionConfigTests
     }
 
     [Fact]
+    public void The_root_may_bring_images_to_another_size_than_the_encoders()
+    {
+        foreach (var config in VisionTestModels.All)
+            Resolve(new JsonObject { ["image_size"] = 96, ["vision_config"] = config.ToJson() }, TensorsOf(config)).Should().Be(config);
+    }
+
+    [Fact]
     public void An_encoder_alone_is_described_by_the_root()
     {
         var (eva, clip) = (VisionTestModels.Eva02 with { Heads = 3 }, VisionTestModels.Clip with { Heads = 3, NormEps = 1e-6 });

@@ -5,13 +5,6 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Tests.Scan;
 
-/// <summary>Tests that set process-wide things or measure them: they run alone, after the others.</summary>
-[CollectionDefinition(Name, DisableParallelization = true)]
-public class Alone
-{
-    public const string Name = "alone";
-}
-
 internal static class ScanTesting
 {
     public delegate (Tensor output, Tensor lastState) Scan(ScanArguments x);

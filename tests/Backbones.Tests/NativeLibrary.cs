@@ -1,0 +1,15 @@
+using System.Reflection;
+using System.Runtime.CompilerServices;
+
+namespace MambaVL.Tests;
+
+/// <summary>A test may use TorchSharp before anything of this library, which is what loads the native part.</summary>
+internal static class NativeLibrary
+{
+    [ModuleInitializer]
+    internal static void Load()
+    {
+        // As a program (see Probe) the assembly decides itself when to load, and reports what fails.
+        if (Assembly.GetEntryAssembly() != typeof(NativeLibrary).Assembly) Runtime.EnsureLoaded();
+    }
+}
