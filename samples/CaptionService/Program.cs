@@ -35,7 +35,8 @@ model.MapPost("/answer", (Upload upload, CaptionModel captions, CancellationToke
 model.MapPost("/locate", (Upload upload, CaptionModel captions, CancellationToken left) =>
 {
     var found = captions.Locate(upload.Image, upload.Text("phrase"), left);
-    return new { Box = found.Box.ToBoundingBox(), found.Text }; // in pixels of the picture; null where the text holds no box
+    var box = found.Box.ToBoundingBox() is { } b ? new { b.X0, b.Y0, b.X1, b.Y1 } : null;
+    return new { Box = box, found.Text }; // in pixels of the picture; null where the text holds no box
 });
 model.MapPost("/chat", (Upload upload, CaptionModel captions, CancellationToken left) => TypedResults.ServerSentEvents(captions.Chat(upload.Image, upload.Text("message"), left)));
 app.MapGet("/health", (Gate gate) => new { Status = "ok", gate.Running, gate.Waiting });

@@ -13,8 +13,14 @@ internal static class ZipDirectory
     private const int EndSize = 22, LocatorSize = 20, End64Size = 56, CentralSize = 46, LocalSize = 30;
     private const int MaxDirectory = 100_000_000;
 
+    /// <summary>The range of one entry; what the others are does not matter.</summary>
+    public static Range Find(MappedFile file, string name)
+        => Read(file, name).TryGetValue(name, out var range) ? range : throw Bad(file, $"it has no entry {CheckpointException.Quote(name)}.");
+
     /// <summary>The range of each entry, by name.</summary>
-    public static Dictionary<string, Range> Read(MappedFile file)
+    public static Dictionary<string, Range> Read(MappedFile file) => Read(file, null);
+
+    private static Dictionary<string, Range> Read(MappedFile file, string? only)
     {
         var (offset, size, count) = FindDirectory(file);
         if (size > MaxDirectory) throw Bad(file, $"its directory is {size} bytes long; at most {MaxDirectory} are accepted.");
@@ -22,7 +28,7 @@ internal static class ZipDirectory
         var directory = new byte[size];
         file.Read(offset, directory);
 
-        var entries = new Dictionary<string, Range>((int)count);
+        var entries = new Dictionary<string, Range>(only is null ? (int)count : 1);
         var at = 0;
         for (long i = 0; i < count; i++)
         {
@@ -30,8 +36,11 @@ internal static class ZipDirectory
             int nameLength = U16(directory, at + 28), extraLength = U16(directory, at + 30), commentLength = U16(directory, at + 32);
             if (size - at < CentralSize + nameLength + extraLength + commentLength) throw Bad(file, $"entry {i} of its directory is cut off.");
             var name = Encoding.UTF8.GetString(directory, at + CentralSize, nameLength);
-            var range = ReadEntry(file, directory.AsSpan(at, CentralSize + nameLength + extraLength), name, offset);
-            if (!entries.TryAdd(name, range)) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is there twice.");
+            if (only is null || name == only)
+            {
+                var range = ReadEntry(file, directory.AsSpan(at, CentralSize + nameLength + extraLength), name, offset);
+                if (!entries.TryAdd(name, range)) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is there twice.");
+            }
             at += CentralSize + nameLength + extraLength + commentLength;
         }
         CheckOverlaps(file, entries);
