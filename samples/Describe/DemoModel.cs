@@ -12,7 +12,8 @@ internal static class DemoModel
         var config = new VisionLanguageConfig
         {
             Vision = new Eva02Config { ImageSize = 112, PatchSize = 14, Width = 96, Depth = 2, Heads = 6, MlpWidth = 256 },
-            Language = new MambaConfig { HiddenSize = 96, LayerCount = 2, VocabularySize = tokenizer.VocabularySize },
+            // A head of its own, and large first values: else it mostly repeats the prompt's last token, a line break.
+            Language = new MambaConfig { HiddenSize = 96, LayerCount = 2, VocabularySize = tokenizer.VocabularySize, InitializerRange = 1, TieEmbeddings = false },
         };
         return VisionLanguageModel.Create(config, tokenizer, seed: 1);
     }
