@@ -12,7 +12,7 @@ internal sealed class Errors : IExceptionHandler
         var (status, message) = exception switch
         {
             BadHttpRequestException e => (e.StatusCode, e.Message),
-            RowException { InnerException: ImageException e } => (StatusCodes.Status400BadRequest, e.Message),
+            RowException row when row.GetBaseException() is ImageException e => (StatusCodes.Status400BadRequest, e.Message),
             ImageException e => (StatusCodes.Status400BadRequest, e.Message),
             _ => (0, ""),
         };
