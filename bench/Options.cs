@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text.Json;
@@ -12,6 +13,18 @@ internal sealed record Options(IReadOnlyDictionary<string, string> Values)
 
     /// <summary>Timed runs of each side.</summary>
     public int Repeats => Number("repeats", 15);
+
+    /// <summary>Milliseconds of the action: by the clock on the wall, or with --clock cpu of processor time. The second
+    /// is what still means something on a busy machine, with one thread.</summary>
+    public double Time(Action action)
+    {
+        var (wall, cpu) = (Stopwatch.GetTimestamp(), Environment.CpuUsage.TotalTime);
+        action();
+        return (Clock == "cpu" ? Environment.CpuUsage.TotalTime - cpu : Stopwatch.GetElapsedTime(wall)).TotalMilliseconds;
+    }
+
+    /// <summary>wall or cpu.</summary>
+    public string Clock => Values.GetValueOrDefault("clock", "wall");
 
     public int Number(string name, int otherwise) =>
         Values.TryGetValue(name, out var text) ? int.Parse(text, NumberStyles.None, CultureInfo.InvariantCulture) : otherwise;
@@ -39,7 +52,7 @@ internal sealed record Options(IReadOnlyDictionary<string, string> Values)
         if (!Values.TryGetValue("json", out var path)) return;
         var report = new
         {
-            benchmark, Threads, Machine = RuntimeInformation.OSDescription, Cores = Environment.ProcessorCount,
+            benchmark, Threads, Clock, Machine = RuntimeInformation.OSDescription, Cores = Environment.ProcessorCount,
             Runtime = RuntimeInformation.FrameworkDescription, results,
         };
         File.WriteAllText(path, JsonSerializer.Serialize(report, new JsonSerializerOptions { WriteIndented = true }));

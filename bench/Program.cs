@@ -14,7 +14,7 @@ if (problem is null && (name is null || !benchmarks.ContainsKey(name)))
 if (problem is not null)
 {
     Console.Error.WriteLine(problem);
-    Console.Error.WriteLine("usage: dotnet run -c Release --project bench -- BENCHMARK [--threads N] [--repeats N] [--json FILE] [--NAME VALUE ...]");
+    Console.Error.WriteLine("usage: dotnet run -c Release --project bench -- BENCHMARK [--threads N] [--repeats N] [--clock wall|cpu] [--json FILE] [--NAME VALUE ...]");
     foreach (var (key, (what, _)) in benchmarks) Console.Error.WriteLine($"  {key,-10} {what}");
     return 2;
 }

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using MambaVL.Scan;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -24,7 +23,7 @@ internal static class ScanBenchmark
     {
         var x = Arguments(b, d, l, type);
         using var _ = inference_mode();
-        return Compare($"forward ({b}, {d}, {l}) {type}", options, backend => Time(() =>
+        return Compare($"forward ({b}, {d}, {l}) {type}", options, backend => options.Time(() =>
         {
             var (output, state) = backend.Run(x);
             output.Dispose();
@@ -35,23 +34,14 @@ internal static class ScanBenchmark
     private static Result Backward(Options options, int b, int d, int l, ScalarType type)
     {
         var x = Arguments(b, d, l, type);
-        foreach (var t in x.Tensors) t?.requires_grad_();
+        var inputs = x.Tensors.OfType<Tensor>().Select(t => t.requires_grad_()).ToArray();
         var gradient = randn([b, d, l], dtype: type);
         return Compare($"backward ({b}, {d}, {l}) {type}", options, backend =>
         {
             using var scope = NewDisposeScope();
             var (output, _) = backend.Run(x);
-            var milliseconds = Time(() => output.backward([gradient]));
-            foreach (var t in x.Tensors) t?.grad?.zero_();
-            return milliseconds;
+            return options.Time(() => autograd.grad([output], inputs, [gradient]));
         });
-    }
-
-    private static double Time(Action action)
-    {
-        var start = Stopwatch.GetTimestamp();
-        action();
-        return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
     }
 
     // The two sides take turns, so that a busy machine is busy for both.

@@ -25,7 +25,7 @@ internal sealed class Example
 /// <summary>A folder of small pictures, which is gone when it is disposed of; and what most tests do with them.</summary>
 internal sealed class Pictures : IDisposable
 {
-    public static readonly TextStepOptions Short = new() { Generation = new GenerationOptions { MaxNewTokens = 6, IgnoreEndToken = true } };
+    public static readonly TextStepOptions Short = new() { Generation = new GenerationOptions { MaxNewTokens = 6, IgnoreEndToken = true, Temperature = 30, Seed = 5 } };
 
     public Pictures(int count = 5)
     {
@@ -40,6 +40,8 @@ internal sealed class Pictures : IDisposable
     public string Zip => System.IO.Path.Combine(Folder, "model.zip");
 
     public IDataView Data(MLContext ml) => ml.Data.LoadFromEnumerable(Examples);
+
+    public static List<T> Column<T>(IDataView data, string column) => [.. data.GetColumn<T>(column)];
 
     /// <summary>Text and tokens of each row. The tiny models often write tokens that have no text.</summary>
     public static List<string> Texts(IDataView data, string column)

@@ -84,7 +84,7 @@ internal static class ZipDirectory
         int flags = U16(central, 8), method = U16(central, 10), nameLength = U16(central, 28);
         if ((flags & 0x2041) != 0) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is encrypted.");
         if (method != 0)
-            throw Bad(file, $"the entry {CheckpointException.Quote(name)} is compressed (method {method}); torch.save stores entries as they are. {TorchArchive.SaveAgain}");
+            throw Bad(file, $"the entry {CheckpointException.Quote(name)} is compressed (method {method}); only what is stored as it is can be read in place.{(only is null ? " " + TorchArchive.SaveAgain : "")}");
         long stored = U32(central, 20), length = U32(central, 24), local = U32(central, 42);
         ReadZip64(file, central[(CentralSize + nameLength)..], name, ref length, ref stored, ref local);
         if (stored != length) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is stored, yet has {stored} bytes in the file and {length} outside.");

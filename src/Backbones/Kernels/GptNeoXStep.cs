@@ -170,14 +170,11 @@ internal unsafe struct GptNeoXStep
         MatVec.Rows<V>(keys.AsMatrix(length, K), 0, length, q, K, 1, scores, 0);
         var total = Exponentials<V>(scores, length, 1 / MathF.Sqrt(K));
         var y = Attended + (nint)row * DStride + (nint)head * K;
-        var j = 0;
-        for (; j + 4 * V.Width <= K; j += 4 * V.Width) WeightedFour<V>(scores, total, values, length, j, y);
-        for (; j + V.Width <= K; j += V.Width) WeightedOne<V>(scores, total, values, length, j, y);
-        for (; j < K; j++)
+        switch (values.Type)
         {
-            var sum = 0f;
-            for (var t = 0; t < length; t++) sum = MathF.FusedMultiplyAdd(scores[t], values[(nint)t * K + j], sum);
-            y[j] = sum / total;
+            case WeightType.Float32: Weigh<V, Float32Weights<V>>(scores, total, values.Data, length, y); break;
+            case WeightType.BFloat16: Weigh<V, BFloat16Weights<V>>(scores, total, values.Data, length, y); break;
+            default: Weigh<V, Float16Weights<V>>(scores, total, values.Data, length, y); break;
         }
     }
 
@@ -220,33 +217,46 @@ internal unsafe struct GptNeoXStep
         return Wide<V>.Sum(sum);
     }
 
+    // y = sum over t of p[t] values[t] / total, four vectors of a head at a time.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly void WeightedFour<V>(float* p, float total, Values values, int length, int j, float* y) where V : unmanaged, ILanes<V>
+    private readonly void Weigh<V, W>(float* p, float total, byte* values, int length, float* y)
+        where V : unmanaged, ILanes<V> where W : struct, IWeights<V>
     {
-        V a = V.All(0), b = V.All(0), c = V.All(0), d = V.All(0);
         nint end = (nint)length * K;
-        for (nint at = j; at < end; at += K, p++)
-        {
-            var weight = V.All(*p);
-            a = V.Fma(weight, values.Load<V>(at), a);
-            b = V.Fma(weight, values.Load<V>(at + V.Width), b);
-            c = V.Fma(weight, values.Load<V>(at + 2 * V.Width), c);
-            d = V.Fma(weight, values.Load<V>(at + 3 * V.Width), d);
-        }
         var whole = V.All(total);
-        (a / whole).Store(y + j);
-        (b / whole).Store(y + j + V.Width);
-        (c / whole).Store(y + j + 2 * V.Width);
-        (d / whole).Store(y + j + 3 * V.Width);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private readonly void WeightedOne<V>(float* p, float total, Values values, int length, int j, float* y) where V : unmanaged, ILanes<V>
-    {
-        var a = V.All(0);
-        nint end = (nint)length * K;
-        for (nint at = j; at < end; at += K, p++) a = V.Fma(V.All(*p), values.Load<V>(at), a);
-        (a / V.All(total)).Store(y + j);
+        var j = 0;
+        for (; j + 4 * V.Width <= K; j += 4 * V.Width)
+        {
+            V a = V.All(0), b = V.All(0), c = V.All(0), d = V.All(0);
+            var weights = p;
+            for (nint at = j; at < end; at += K)
+            {
+                MatVec.Prefetch(values + (at * W.Size + MatVec.BytesAhead), 4 * V.Width * W.Size);
+                var weight = V.All(*weights++);
+                a = V.Fma(weight, W.Load(values, at), a);
+                b = V.Fma(weight, W.Load(values, at + V.Width), b);
+                c = V.Fma(weight, W.Load(values, at + 2 * V.Width), c);
+                d = V.Fma(weight, W.Load(values, at + 3 * V.Width), d);
+            }
+            (a / whole).Store(y + j);
+            (b / whole).Store(y + j + V.Width);
+            (c / whole).Store(y + j + 2 * V.Width);
+            (d / whole).Store(y + j + 3 * V.Width);
+        }
+        for (; j + V.Width <= K; j += V.Width)
+        {
+            var a = V.All(0);
+            var weights = p;
+            for (nint at = j; at < end; at += K) a = V.Fma(V.All(*weights++), W.Load(values, at), a);
+            (a / whole).Store(y + j);
+        }
+        for (; j < K; j++)
+        {
+            var sum = 0f;
+            var weights = p;
+            for (nint at = j; at < end; at += K) sum = MathF.FusedMultiplyAdd(*weights++, W.LoadOne(values, at), sum);
+            y[j] = sum / total;
+        }
     }
 
     private readonly int OutputChunks(Stage stage) => (D + OutputRows(stage) - 1) / OutputRows(stage);

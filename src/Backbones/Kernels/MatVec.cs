@@ -17,7 +17,8 @@ internal static unsafe class MatVec
     // that taking a chunk (an interlocked operation) costs nothing beside it.
     private const int ChunkBytes = 32 << 10;
 
-    private const int RowsAhead = 4;
+    // How far ahead of the sums memory is asked for: the next rows, and further where rows are short.
+    public const int RowsAhead = 4, BytesAhead = 4 << 10;
 
     /// <summary>Rows of <paramref name="w"/> that make one chunk of a region.</summary>
     public static int RowsPerChunk(in Matrix w)
@@ -67,6 +68,18 @@ internal static unsafe class MatVec
         }
     }
 
+    /// <summary>Asks for the cache lines of so many bytes, at most 256, into the second-level cache. A processor's own prefetching
+    /// follows the ends of short rows badly. An address behind the matrix does no harm.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Prefetch(byte* p, int bytes)
+    {
+        if (!Sse.IsSupported) return;
+        Sse.Prefetch1(p);
+        if (bytes > 64) Sse.Prefetch1(p + 64);
+        if (bytes > 128) Sse.Prefetch1(p + 128);
+        if (bytes > 192) Sse.Prefetch1(p + 192);
+    }
+
     private readonly struct Region(in Matrix w, float* x, int xStride, int b, float* y, int yStride) : IRegion
     {
         private readonly Matrix _w = w;
@@ -76,49 +89,6 @@ internal static unsafe class MatVec
             var rows = RowsPerChunk(_w);
             Rows(_w, chunk * rows, Math.Min((chunk + 1) * rows, _w.Rows), x, xStride, b, y, yStride);
         }
-    }
-
-    /// <summary>How weights of one type become floats.</summary>
-    private interface IWeights<V>
-    {
-        static abstract int Size { get; }
-        static abstract V Load(byte* row, nint k);
-        static abstract float LoadOne(byte* row, nint k);
-    }
-
-    private readonly struct Float32Weights<V> : IWeights<V> where V : unmanaged, ILanes<V>
-    {
-        public static int Size => 4;
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static V Load(byte* row, nint k) => V.Load((float*)row + k);
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static float LoadOne(byte* row, nint k) => Unsafe.ReadUnaligned<float>((float*)row + k);
-    }
-
-    private readonly struct BFloat16Weights<V> : IWeights<V> where V : unmanaged, ILanes<V>
-    {
-        public static int Size => 2;
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static V Load(byte* row, nint k) => Wide<V>.LoadBFloat16((ushort*)row + k);
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static float LoadOne(byte* row, nint k)
-            => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)row + k) << 16);
-    }
-
-    private readonly struct Float16Weights<V> : IWeights<V> where V : unmanaged, ILanes<V>
-    {
-        public static int Size => 2;
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static V Load(byte* row, nint k) => Wide<V>.LoadHalf((ushort*)row + k);
-
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static float LoadOne(byte* row, nint k)
-            => (float)BitConverter.UInt16BitsToHalf(Unsafe.ReadUnaligned<ushort>((ushort*)row + k));
     }
 
     /// <summary>Four rows beside one or two x, two rows beside four x: 8 to 16 chains of sums that do not wait for each other.
@@ -154,29 +124,19 @@ internal static unsafe class MatVec
                     y[(nint)i * yStride + o] = OneByOne(w.Data + o * rowBytes, k, x + (nint)i * xStride);
         }
 
-        // The rows of the next turn, into the second-level cache: a processor's own prefetching follows the ends of short rows
-        // badly. An address behind the matrix does no harm.
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        private static void Prefetch(byte* p)
-        {
-            if (!Sse.IsSupported) return;
-            Sse.Prefetch1(p);
-            if (2 * V.Width * W.Size > 64) Sse.Prefetch1(p + 64);
-        }
-
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private static void FourByOne(byte* w0, nint rowBytes, nint count, float* x, float* y)
         {
             byte* w1 = w0 + rowBytes, w2 = w1 + rowBytes, w3 = w2 + rowBytes;
             V a0 = default, a1 = default, a2 = default, a3 = default;
             V c0 = default, c1 = default, c2 = default, c3 = default;
-            nint k = 0, end = count - 2 * V.Width, ahead = RowsAhead * rowBytes;
+            nint k = 0, end = count - 2 * V.Width, ahead = Math.Max(RowsAhead * rowBytes, BytesAhead);
             for (; k <= end; k += 2 * V.Width)
             {
-                Prefetch(w0 + k * W.Size + ahead);
-                Prefetch(w1 + k * W.Size + ahead);
-                Prefetch(w2 + k * W.Size + ahead);
-                Prefetch(w3 + k * W.Size + ahead);
+                Prefetch(w0 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w1 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w2 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w3 + k * W.Size + ahead, 2 * V.Width * W.Size);
                 var u = V.Load(x + k);
                 a0 = V.Fma(W.Load(w0, k), u, a0);
                 a1 = V.Fma(W.Load(w1, k), u, a1);
@@ -210,13 +170,13 @@ internal static unsafe class MatVec
             var x1 = x0 + xStride;
             V a0 = default, a1 = default, a2 = default, a3 = default, d0 = default, d1 = default, d2 = default, d3 = default;
             V c0 = default, c1 = default, c2 = default, c3 = default, e0 = default, e1 = default, e2 = default, e3 = default;
-            nint k = 0, end = count - 2 * V.Width, ahead = RowsAhead * rowBytes;
+            nint k = 0, end = count - 2 * V.Width, ahead = Math.Max(RowsAhead * rowBytes, BytesAhead);
             for (; k <= end; k += 2 * V.Width)
             {
-                Prefetch(w0 + k * W.Size + ahead);
-                Prefetch(w1 + k * W.Size + ahead);
-                Prefetch(w2 + k * W.Size + ahead);
-                Prefetch(w3 + k * W.Size + ahead);
+                Prefetch(w0 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w1 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w2 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w3 + k * W.Size + ahead, 2 * V.Width * W.Size);
                 V u = V.Load(x0 + k), v = V.Load(x1 + k), w = W.Load(w0, k);
                 a0 = V.Fma(w, u, a0);
                 d0 = V.Fma(w, v, d0);
@@ -278,11 +238,11 @@ internal static unsafe class MatVec
             float* x1 = x0 + xStride, x2 = x1 + xStride;
             V a00 = default, a01 = default, a10 = default, a11 = default, a20 = default, a21 = default, a30 = default, a31 = default;
             V c00 = default, c01 = default, c10 = default, c11 = default, c20 = default, c21 = default, c30 = default, c31 = default;
-            nint k = 0, end = count - 2 * V.Width, ahead = RowsAhead * (nint)(w1 - w0);
+            nint k = 0, end = count - 2 * V.Width, ahead = Math.Max(RowsAhead * (nint)(w1 - w0), BytesAhead);
             for (; k <= end; k += 2 * V.Width)
             {
-                Prefetch(w0 + k * W.Size + ahead);
-                Prefetch(w1 + k * W.Size + ahead);
+                Prefetch(w0 + k * W.Size + ahead, 2 * V.Width * W.Size);
+                Prefetch(w1 + k * W.Size + ahead, 2 * V.Width * W.Size);
                 V u = W.Load(w0, k), v = W.Load(w1, k), x = V.Load(x0 + k);
                 a00 = V.Fma(u, x, a00);
                 a01 = V.Fma(v, x, a01);

@@ -42,59 +42,56 @@ internal readonly unsafe struct Matrix(void* data, int rows, int columns, Weight
 /// there reads as zeros.</summary>
 internal readonly unsafe struct Values(void* data, WeightType type)
 {
-    private readonly byte* _data = (byte*)data;
-    private readonly WeightType _type = type;
+    public readonly byte* Data = (byte*)data;
+    public readonly WeightType Type = type;
 
-    public bool Exist => _data != null;
+    public bool Exist => Data != null;
 
     public float this[nint i]
     {
-        get => _data == null ? 0 : _type switch
+        get => Data == null ? 0 : Type switch
         {
-            WeightType.Float32 => Unsafe.ReadUnaligned<float>((float*)_data + i),
-            WeightType.BFloat16 => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)_data + i) << 16),
-            _ => (float)BitConverter.UInt16BitsToHalf(Unsafe.ReadUnaligned<ushort>((ushort*)_data + i)),
+            WeightType.Float32 => Unsafe.ReadUnaligned<float>((float*)Data + i),
+            WeightType.BFloat16 => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)Data + i) << 16),
+            _ => (float)BitConverter.UInt16BitsToHalf(Unsafe.ReadUnaligned<ushort>((ushort*)Data + i)),
         };
         set
         {
-            switch (_type)
+            switch (Type)
             {
-                case WeightType.Float32: Unsafe.WriteUnaligned((float*)_data + i, value); break;
-                case WeightType.BFloat16: Unsafe.WriteUnaligned((ushort*)_data + i, BFloat16Bits(value)); break;
-                default: Unsafe.WriteUnaligned((ushort*)_data + i, BitConverter.HalfToUInt16Bits((Half)value)); break;
+                case WeightType.Float32: Unsafe.WriteUnaligned((float*)Data + i, value); break;
+                case WeightType.BFloat16: Unsafe.WriteUnaligned((ushort*)Data + i, BFloat16Bits(value)); break;
+                default: Unsafe.WriteUnaligned((ushort*)Data + i, BitConverter.HalfToUInt16Bits((Half)value)); break;
             }
         }
     }
 
     /// <summary>The same numbers from the i-th on.</summary>
-    public Values From(nint i) => new(_data == null ? null : _data + i * (_type == WeightType.Float32 ? 4 : 2), _type);
+    public Values From(nint i) => new(Data == null ? null : Data + i * (Type == WeightType.Float32 ? 4 : 2), Type);
 
     /// <summary>The same numbers as rows of a matrix.</summary>
-    public Matrix AsMatrix(int rows, int columns) => new(_data, rows, columns, _type);
-
-    /// <summary>Lanes i, i + 1, ...</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public V Load<V>(nint i) where V : unmanaged, ILanes<V> => _type switch
-    {
-        WeightType.Float32 => V.Load((float*)_data + i),
-        WeightType.BFloat16 => Wide<V>.LoadBFloat16((ushort*)_data + i),
-        _ => Wide<V>.LoadHalf((ushort*)_data + i),
-    };
+    public Matrix AsMatrix(int rows, int columns) => new(Data, rows, columns, Type);
 
     /// <summary>Lanes i, i + 1, ...; those at and behind <paramref name="end"/> are not read, and are zero.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public V Load<V>(nint i, nint end) where V : unmanaged, ILanes<V>
     {
-        if (_data == null) return V.All(0);
-        return i + V.Width > end ? Rest<V>(i, end) : Load<V>(i);
+        if (Data == null) return V.All(0);
+        if (i + V.Width > end) return Rest<V>(i, end);
+        return Type switch
+        {
+            WeightType.Float32 => Float32Weights<V>.Load(Data, i),
+            WeightType.BFloat16 => BFloat16Weights<V>.Load(Data, i),
+            _ => Float16Weights<V>.Load(Data, i),
+        };
     }
 
     /// <summary>Numbers i to i + 3.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public Vector128<float> Four(nint i) => _type switch
+    public Vector128<float> Four(nint i) => Type switch
     {
-        WeightType.Float32 => Vector128.Load((float*)_data + i),
-        WeightType.BFloat16 => (Vector128.WidenLower(Vector128.CreateScalar(Unsafe.ReadUnaligned<ulong>((ushort*)_data + i)).AsUInt16()) << 16).AsSingle(),
+        WeightType.Float32 => Vector128.Load((float*)Data + i),
+        WeightType.BFloat16 => (Vector128.WidenLower(Vector128.CreateScalar(Unsafe.ReadUnaligned<ulong>((ushort*)Data + i)).AsUInt16()) << 16).AsSingle(),
         _ => Vector128.Create(this[i], this[i + 1], this[i + 2], this[i + 3]),
     };
 

@@ -11,7 +11,7 @@ internal static unsafe class CpuScan
 {
     /// <summary>Steps of time between two states kept for the backward pass, and the length of the pieces that a tile
     /// is worked through in. A state costs n / Chunk floats a token and channel.</summary>
-    public const int Chunk = 32;
+    public const int Chunk = 64;
 
     /// <summary>Channels whose shares in the gradients of B and C are added by one thread, in order. Fixed, so that the
     /// order of the sum depends on nothing but d.</summary>

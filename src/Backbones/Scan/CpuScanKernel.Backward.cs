@@ -20,7 +20,7 @@ internal static unsafe partial class CpuScanKernel<V>
 {
     /// <summary>Floats of working memory that Backward needs.</summary>
     public static int BackwardScratch(int states) =>
-        (3 * states + (2 * CpuScan.Chunk + 1) * states + 2 * V.Width + 9 * CpuScan.Chunk) * V.Width;
+        (3 * states + 2 * (CpuScan.Chunk + 1) * states + 3 * V.Width + 9 * CpuScan.Chunk) * V.Width;
 
     /// <summary>All tiles of one group of channels of one row, from the last step to the first.</summary>
     public static void BackwardGroup(in ScanMemory x, in ScanGradients g, int row, int group, float* scratch)
@@ -44,13 +44,9 @@ internal static unsafe partial class CpuScanKernel<V>
         var states = row * x.Channels + channel;
         var p = new Pieces
         {
-            A = Take(ref scratch, n),
-            GradState = Take(ref scratch, n),
-            GradA = Take(ref scratch, n),
-            Decay = Take(ref scratch, CpuScan.Chunk * n),
-            State = Take(ref scratch, (CpuScan.Chunk + 1) * n),
-            ProductsB = Take(ref scratch, w),
-            ProductsC = Take(ref scratch, w),
+            Sums = Take(ref scratch, 3 * n),
+            History = Take(ref scratch, 2 * (CpuScan.Chunk + 1) * n + 2 * w), // SumEach reads on to a multiple of w states
+            Products = Take(ref scratch, w),
             U = Take(ref scratch, CpuScan.Chunk),
             Step = Take(ref scratch, CpuScan.Chunk),
             Slope = Take(ref scratch, CpuScan.Chunk),
@@ -65,9 +61,9 @@ internal static unsafe partial class CpuScanKernel<V>
             GradBias = V.All(0),
         };
         var stage = Take(ref scratch, CpuScan.Chunk);
-        LoadStates(x.A, channel, channels, n, VectorMath.Log2E, p.A);
-        LoadStates(g.LastState, states, channels, n, 1, p.GradState);
-        LoadStates(null, 0, 0, n, 1, p.GradA);
+        LoadStates(g.LastState, states, channels, n, 1, p.Sums + GradState, 3 * w);
+        LoadStates(null, 0, 0, n, 1, p.Sums + GradA, 3 * w);
+        LoadStates(x.A, channel, channels, n, VectorMath.Log2E, p.Sums + A, 3 * w);
 
         for (var chunk = x.Chunks - 1; chunk >= 0; chunk--)
         {
@@ -78,10 +74,19 @@ internal static unsafe partial class CpuScanKernel<V>
             if (g.Output.Exists) g.Output.Load(row, channel, channels, time, steps, w, p.GradY, stage);
             else new Span<float>(p.GradY, steps * w).Clear();
             if (x.Z.Exists) x.Z.Load(row, channel, channels, time, steps, w, p.Z, stage);
-            Buffer.MemoryCopy(x.Checkpoint(row, tile, tiles, chunk, w), p.State, (long)n * w * 4, (long)n * w * 4);
+            var checkpoint = x.Checkpoint(row, tile, tiles, chunk, w);
+            for (var i = 0; i < n; i++) V.Load(checkpoint + i * w).Store(p.History + (2 * i + 1) * w);
 
-            Slopes(steps, p, x.Softplus);
-            Steps(steps, p.Step, p.DeltaBias, x.Softplus, p.U, p.Entering);
+            var (ahead, more) = (time - CpuScan.Chunk, chunk > 0 ? CpuScan.Chunk : 0);
+            x.U.Prefetch(row, channel, channels, ahead, more);
+            x.Delta.Prefetch(row, channel, channels, ahead, more);
+            if (g.Output.Exists) g.Output.Prefetch(row, channel, channels, ahead, more);
+            if (x.Z.Exists) x.Z.Prefetch(row, channel, channels, ahead, more);
+            g.U.Prefetch(row, channel, channels, time, steps);
+            g.Delta.Prefetch(row, channel, channels, time, steps);
+            if (x.Z.Exists) g.Z.Prefetch(row, channel, channels, time, steps);
+
+            Steps(steps, p.Step, p.DeltaBias, x.Softplus, p.U, p.Entering, p.Slope);
             var inputs = ((long)row * x.Length + time) * n;
             Recompute(steps, n, p, x.B + inputs, x.C + inputs);
             if (x.Z.Exists) Gate(steps, p);
@@ -92,52 +97,54 @@ internal static unsafe partial class CpuScanKernel<V>
             g.Delta.Store(row, channel, channels, time, steps, w, p.Slope, stage);
             if (x.Z.Exists) g.Z.Store(row, channel, channels, time, steps, w, p.Z, stage);
         }
-        StoreStates(p.GradState, states, channels, n, g.InitialState);
+        StoreStates(p.Sums + GradState, 3 * w, states, channels, n, g.InitialState);
         // Rows follow one another, so that these sums too have one order.
-        AddStates(p.GradA, channel, channels, n, g.A);
+        AddStates(p.Sums + GradA, 3 * w, channel, channels, n, g.A);
         AddChannel(p.GradD, channel, channels, g.D);
         AddChannel(p.GradBias, channel, channels, g.DeltaBias);
     }
 
-    // Of one tile and chunk: (n, w), (chunk, n, w) or (chunk, w).
+    // Of one tile and chunk. What the loop over states needs lies together, as it would run out of registers for addresses.
     private struct Pieces
     {
-        public float* A, GradState, GradA, Decay, State, ProductsB, ProductsC;
-        public float* U, Step, Entering, Y, GradU;
-        public float* Slope; // of softplus; then the gradient of delta
-        public float* Z;     // then its gradient
-        public float* GradY; // the gradient of the output; then of y, before the gate
+        public float* Sums;     // (n, 3, w): gradient of the state, gradient of A, A times log2(e)
+        public float* History;  // (chunk + 1, n, 2, w): decay of a step, state before it
+        public float* Products; // (w, w)
+        public float* U, Step, Entering, Y, GradU; // (chunk, w), and so are the next ones
+        public float* Slope;    // of softplus; then the gradient of delta
+        public float* Z;        // then its gradient
+        public float* GradY;    // the gradient of the output; then of y, before the gate
         public V D, DeltaBias, GradD, GradBias;
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Slopes(int steps, in Pieces p, bool softplus)
-    {
-        for (var i = 0; i < steps * V.Width; i += V.Width)
-            (softplus ? VectorMath.Sigmoid(V.Load(p.Step + i) + p.DeltaBias) : V.All(1)).Store(p.Slope + i);
-    }
+    private static int GradState => 0;
+
+    private static int GradA => V.Width;
+
+    private static int A => 2 * V.Width;
 
     // As Recur, and keeps each step's decay and state.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void Recompute(int steps, int n, in Pieces p, float* B, float* C)
     {
-        var state = p.State;
-        var decays = p.Decay;
-        var a = p.A;
-        for (var t = 0; t < steps; t++, B += n, C += n)
+        var history = p.History;
+        for (var t = 0; t < steps; t++)
         {
             var dt = V.Load(p.Step + t * V.Width);
             var v = V.Load(p.Entering + t * V.Width);
             var sum = V.All(0);
+            var a = p.Sums + A;
+            var after = history + 2 * n * V.Width;
             for (var i = 0; i < n; i++)
             {
-                var decay = VectorMath.Exp2(dt * V.Load(a + i * V.Width));
-                decay.Store(decays);
-                var next = V.Fma(decay, V.Load(state), v * V.All(B[i]));
-                next.Store(state + n * V.Width);
-                sum = V.Fma(next, V.All(C[i]), sum);
-                state += V.Width;
-                decays += V.Width;
+                var decay = VectorMath.Exp2(dt * V.Load(a));
+                decay.Store(history);
+                var next = V.Fma(decay, V.Load(history + V.Width), v * V.All(*B++));
+                next.Store(after + V.Width);
+                sum = V.Fma(next, V.All(*C++), sum);
+                a += 3 * V.Width;
+                history += 2 * V.Width;
+                after += 2 * V.Width;
             }
             V.Fma(p.D, V.Load(p.U + t * V.Width), sum).Store(p.Y + t * V.Width);
         }
@@ -161,35 +168,38 @@ internal static unsafe partial class CpuScanKernel<V>
     private static void Reverse(int steps, int n, ref Pieces p, float* B, float* C, float* gradB, float* gradC, int padded)
     {
         var (gradD, gradBias) = (p.GradD, p.GradBias);
-        var a = p.A;
-        var gradState = p.GradState;
-        var gradA = p.GradA;
+        var products = p.Products;
         for (var t = steps - 1; t >= 0; t--)
         {
             var lane = t * V.Width;
             var (gradY, dt, v) = (V.Load(p.GradY + lane), V.Load(p.Step + lane), V.Load(p.Entering + lane));
             var (throughA, throughB) = (V.All(0), V.All(0));
-            var before = p.State + (long)t * n * V.Width;
-            var decay = p.Decay + (long)t * n * V.Width;
+            var sums = p.Sums;
+            var history = p.History + (long)t * n * 2 * V.Width;
+            var after = history + n * 2 * V.Width;
+            var b = B + (long)t * n;
+            var c = C + (long)t * n;
             for (var first = 0; first < n; first += V.Width)
             {
-                var count = Math.Min(V.Width, n - first);
-                for (var i = 0; i < count; i++)
+                var product = products;
+                for (var left = Math.Min(V.Width, n - first); left > 0; left--)
                 {
-                    var at = (first + i) * V.Width;
-                    var grad = V.Fma(gradY, V.All(C[t * n + first + i]), V.Load(gradState + at)); // of the state after step t
-                    (grad * v).Store(p.ProductsB + i * V.Width);
-                    (gradY * V.Load(before + n * V.Width + at)).Store(p.ProductsC + i * V.Width);
-                    var earlier = V.Load(decay + at) * grad;                                      // of the state before it
-                    earlier.Store(gradState + at);
-                    var exponent = earlier * V.Load(before + at);                                 // of step A
-                    V.Fma(exponent, dt, V.Load(gradA + at)).Store(gradA + at);
-                    throughA = V.Fma(exponent, V.Load(a + at), throughA);
-                    throughB = V.Fma(grad, V.All(B[t * n + first + i]), throughB);
+                    var grad = V.Fma(gradY, V.All(*c++), V.Load(sums));        // of the state after step t
+                    grad.Store(product);
+                    var earlier = V.Load(history) * grad;                      // of the state before it
+                    earlier.Store(sums);
+                    var exponent = earlier * V.Load(history + V.Width);        // of step A
+                    V.Fma(exponent, dt, V.Load(sums + V.Width)).Store(sums + V.Width);
+                    throughA = V.Fma(exponent, V.Load(sums + 2 * V.Width), throughA);
+                    throughB = V.Fma(grad, V.All(*b++), throughB);
+                    product += V.Width;
+                    sums += 3 * V.Width;
+                    history += 2 * V.Width;
                 }
                 var sum = (long)t * padded + first;
-                (V.Load(gradB + sum) + V.SumEach(p.ProductsB)).Store(gradB + sum);
-                (V.Load(gradC + sum) + V.SumEach(p.ProductsC)).Store(gradC + sum);
+                (V.Load(gradB + sum) + V.SumEach(products, V.Width, v)).Store(gradB + sum);
+                (V.Load(gradC + sum) + V.SumEach(after + V.Width, 2 * V.Width, gradY)).Store(gradC + sum);
+                after += 2 * V.Width * V.Width;
             }
             var u = V.Load(p.U + lane);
             V.Fma(gradY, p.D, dt * throughB).Store(p.GradU + lane);
@@ -215,12 +225,12 @@ internal static unsafe partial class CpuScanKernel<V>
             }
     }
 
-    private static void AddStates(float* from, int channel, int channels, int n, float* to)
+    private static void AddStates(float* from, int stride, int channel, int channels, int n, float* to)
     {
         to += (long)channel * n;
         for (var c = 0; c < channels; c++)
             for (var i = 0; i < n; i++)
-                to[c * n + i] += from[i * V.Width + c];
+                to[c * n + i] += from[i * stride + c];
     }
 
     private static void AddChannel(V from, int channel, int channels, float* to)

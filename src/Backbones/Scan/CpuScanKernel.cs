@@ -44,8 +44,8 @@ internal static unsafe partial class CpuScanKernel<V> where V : unmanaged, ILane
         var stage = Take(ref scratch, CpuScan.Chunk);
         var (D, bias) = (Channel(x.D, channel, channels), Channel(x.DeltaBias, channel, channels));
 
-        LoadStates(x.A, channel, channels, n, VectorMath.Log2E, a);
-        LoadStates(x.InitialState, row * x.Channels + channel, channels, n, 1, state);
+        LoadStates(x.A, channel, channels, n, VectorMath.Log2E, a, w);
+        LoadStates(x.InitialState, row * x.Channels + channel, channels, n, 1, state, w);
         for (var (time, chunk) = (0, 0); time < x.Length; time += CpuScan.Chunk, chunk++)
         {
             var steps = Math.Min(CpuScan.Chunk, x.Length - time);
@@ -54,25 +54,32 @@ internal static unsafe partial class CpuScanKernel<V> where V : unmanaged, ILane
             x.U.Load(row, channel, channels, time, steps, w, u, stage);
             x.Delta.Load(row, channel, channels, time, steps, w, step, stage);
             if (x.Z.Exists) x.Z.Load(row, channel, channels, time, steps, w, z, stage);
-            Steps(steps, step, bias, x.Softplus, u, entering);
+            var (ahead, more) = (time + steps, Math.Min(CpuScan.Chunk, x.Length - time - steps));
+            x.U.Prefetch(row, channel, channels, ahead, more);
+            x.Delta.Prefetch(row, channel, channels, ahead, more);
+            if (x.Z.Exists) x.Z.Prefetch(row, channel, channels, ahead, more);
+            x.Output.Prefetch(row, channel, channels, time, steps);
+            Steps(steps, step, bias, x.Softplus, u, entering, null);
             var inputs = ((long)row * x.Length + time) * n;
             Recur(steps, n, step, entering, x.B + inputs, x.C + inputs, a, state, y);
             Finish(steps, y, u, D, x.Z.Exists ? z : null);
             x.Output.Store(row, channel, channels, time, steps, w, y, stage);
         }
-        StoreStates(state, row * x.Channels + channel, channels, n, x.LastState);
+        StoreStates(state, w, row * x.Channels + channel, channels, n, x.LastState);
     }
 
-    // step becomes softplus(delta + bias); entering = step u.
+    // step becomes softplus(delta + bias), and slope its derivative; entering = step u.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Steps(int steps, float* step, V bias, bool softplus, float* u, float* entering)
+    private static void Steps(int steps, float* step, V bias, bool softplus, float* u, float* entering, float* slope)
     {
-        for (var t = 0; t < steps; t++, step += V.Width, u += V.Width, entering += V.Width)
+        for (var i = 0; i < steps * V.Width; i += V.Width)
         {
-            var dt = V.Load(step) + bias;
-            if (softplus) dt = VectorMath.Softplus(dt);
-            dt.Store(step);
-            (dt * V.Load(u)).Store(entering);
+            var dt = V.Load(step + i) + bias;
+            var derivative = V.All(1);
+            if (softplus) dt = VectorMath.Softplus(dt, out derivative);
+            dt.Store(step + i);
+            (dt * V.Load(u + i)).Store(entering + i);
+            if (slope != null) derivative.Store(slope + i);
         }
     }
 
@@ -127,23 +134,23 @@ internal static unsafe partial class CpuScanKernel<V> where V : unmanaged, ILane
         return V.Load(lanes);
     }
 
-    // (channels, n) to (n, w), scaled; zero where there is nothing.
-    private static void LoadStates(float* from, int channel, int channels, int n, float scale, float* to)
+    // (channels, n) to (n, w), scaled, with a stride between the states; zero where there is nothing.
+    private static void LoadStates(float* from, int channel, int channels, int n, float scale, float* to, int stride)
     {
-        new Span<float>(to, n * V.Width).Clear();
+        for (var i = 0; i < n; i++) V.All(0).Store(to + i * stride);
         if (from == null) return;
         from += (long)channel * n;
         for (var c = 0; c < channels; c++)
             for (var i = 0; i < n; i++)
-                to[i * V.Width + c] = from[c * n + i] * scale;
+                to[i * stride + c] = from[c * n + i] * scale;
     }
 
     // (n, w) to (channels, n).
-    private static void StoreStates(float* from, int channel, int channels, int n, float* to)
+    private static void StoreStates(float* from, int stride, int channel, int channels, int n, float* to)
     {
         to += (long)channel * n;
         for (var c = 0; c < channels; c++)
             for (var i = 0; i < n; i++)
-                to[c * n + i] = from[i * V.Width + c];
+                to[c * n + i] = from[i * stride + c];
     }
 }

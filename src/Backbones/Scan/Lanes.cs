@@ -42,8 +42,9 @@ internal unsafe interface ILanes<V> where V : unmanaged, ILanes<V>
     /// <summary>Lane by lane: condition at least zero ? a : b.</summary>
     static abstract V WhereNotNegative(V condition, V a, V b);
 
-    /// <summary>Lane i of the result is the sum over the lanes of the i-th of Width vectors.</summary>
-    static abstract V SumEach(float* vectors);
+    /// <summary>Lane i of the result is the sum over the lanes of factor times the i-th of Width vectors, which lie
+    /// stride floats apart.</summary>
+    static abstract V SumEach(float* vectors, int stride, V factor);
 }
 
 /// <summary>Sixteen lanes: AVX-512.</summary>
@@ -100,22 +101,25 @@ internal readonly unsafe struct Lanes512(Vector512<float> v) : ILanes<Lanes512>
         new(Vector512.ConditionalSelect(Vector512.GreaterThanOrEqual(condition.v, Vector512<float>.Zero), a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes512 SumEach(float* vectors)
+    public static Lanes512 SumEach(float* vectors, int stride, Lanes512 factor)
     {
         // Four vectors at a time to four partial sums of each in every quarter, then the quarters together.
-        var a = SumFour(vectors);
-        var b = SumFour(vectors + 64);
-        var c = SumFour(vectors + 128);
-        var d = SumFour(vectors + 192);
+        var a = SumFour(vectors, stride, factor.v);
+        var b = SumFour(vectors + 4 * stride, stride, factor.v);
+        var c = SumFour(vectors + 8 * stride, stride, factor.v);
+        var d = SumFour(vectors + 12 * stride, stride, factor.v);
         var ab = Avx512F.Shuffle4x128(a, b, 0x88) + Avx512F.Shuffle4x128(a, b, 0xdd);
         var cd = Avx512F.Shuffle4x128(c, d, 0x88) + Avx512F.Shuffle4x128(c, d, 0xdd);
         return new(Avx512F.Shuffle4x128(ab, cd, 0x88) + Avx512F.Shuffle4x128(ab, cd, 0xdd));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector512<float> SumFour(float* p)
+    private static Vector512<float> SumFour(float* p, int stride, Vector512<float> factor)
     {
-        var (a, b, c, d) = (Vector512.Load(p), Vector512.Load(p + 16), Vector512.Load(p + 32), Vector512.Load(p + 48));
+        var a = Vector512.Load(p) * factor;
+        var b = Vector512.Load(p + stride) * factor;
+        var c = Vector512.Load(p + 2 * stride) * factor;
+        var d = Vector512.Load(p + 3 * stride) * factor;
         var ab = (Avx512F.UnpackLow(a, b) + Avx512F.UnpackHigh(a, b)).AsDouble();
         var cd = (Avx512F.UnpackLow(c, d) + Avx512F.UnpackHigh(c, d)).AsDouble();
         return Avx512F.UnpackLow(ab, cd).AsSingle() + Avx512F.UnpackHigh(ab, cd).AsSingle();
@@ -187,17 +191,17 @@ internal readonly unsafe struct Lanes256(Vector256<float> v) : ILanes<Lanes256>
         new(Vector256.ConditionalSelect(Vector256.GreaterThanOrEqual(condition.v, Vector256<float>.Zero), a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes256 SumEach(float* vectors)
+    public static Lanes256 SumEach(float* vectors, int stride, Lanes256 factor)
     {
-        var a = SumFour(vectors);
-        var b = SumFour(vectors + 32);
+        var a = SumFour(vectors, stride, factor.v);
+        var b = SumFour(vectors + 4 * stride, stride, factor.v);
         return new(Avx.Permute2x128(a, b, 0x20) + Avx.Permute2x128(a, b, 0x31));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector256<float> SumFour(float* p) => Avx.HorizontalAdd(
-        Avx.HorizontalAdd(Vector256.Load(p), Vector256.Load(p + 8)),
-        Avx.HorizontalAdd(Vector256.Load(p + 16), Vector256.Load(p + 24)));
+    private static Vector256<float> SumFour(float* p, int stride, Vector256<float> factor) => Avx.HorizontalAdd(
+        Avx.HorizontalAdd(Vector256.Load(p) * factor, Vector256.Load(p + stride) * factor),
+        Avx.HorizontalAdd(Vector256.Load(p + 2 * stride) * factor, Vector256.Load(p + 3 * stride) * factor));
 }
 
 /// <summary>Four lanes, on any machine that .NET runs on.</summary>
@@ -261,7 +265,9 @@ internal readonly unsafe struct Lanes128(Vector128<float> v) : ILanes<Lanes128>
         new(Vector128.ConditionalSelect(Vector128.GreaterThanOrEqual(condition.v, Vector128<float>.Zero), a.v, b.v));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Lanes128 SumEach(float* vectors) => new(Vector128.Create(
-        Vector128.Sum(Vector128.Load(vectors)), Vector128.Sum(Vector128.Load(vectors + 4)),
-        Vector128.Sum(Vector128.Load(vectors + 8)), Vector128.Sum(Vector128.Load(vectors + 12))));
+    public static Lanes128 SumEach(float* vectors, int stride, Lanes128 factor) => new(Vector128.Create(
+        Vector128.Dot(Vector128.Load(vectors), factor.v),
+        Vector128.Dot(Vector128.Load(vectors + stride), factor.v),
+        Vector128.Dot(Vector128.Load(vectors + 2 * stride), factor.v),
+        Vector128.Dot(Vector128.Load(vectors + 3 * stride), factor.v)));
 }

@@ -19,16 +19,16 @@ internal static class ReferenceScan
         if (x.deltaBias is not null) step = step + x.deltaBias.unsqueeze(-1);
         if (x.deltaSoftplus) step = nn.functional.softplus(step, beta: 1, threshold: 20);
 
+        // unbind, not an index at each step: the gradient of an index is as large as the whole tensor.
+        var (dts, us, Bs, Cs) = (step.unsqueeze(-1).unbind(2), u.unsqueeze(-1).unbind(2), B.unsqueeze(1).unbind(-1), C.unsqueeze(1).unbind(-1));
         var state = x.initialState?.clone()
             ?? zeros([u.shape[0], u.shape[1], x.A.shape[1]], dtype: type, device: u.device); // (b, d, n)
-        var outputs = new List<Tensor>((int)u.shape[2]);
-        for (var t = 0L; t < u.shape[2]; t++)
+        var outputs = new List<Tensor>(dts.Length);
+        for (var t = 0; t < dts.Length; t++)
         {
             using var now = NewDisposeScope();
-            var dt = step.select(2, t).unsqueeze(-1);                                     // (b, d, 1)
-            var entering = dt * u.select(2, t).unsqueeze(-1) * B.select(2, t).unsqueeze(1); // (b, d, n)
-            var next = exp(dt * x.A) * state + entering;
-            outputs.Add((next * C.select(2, t).unsqueeze(1)).sum(-1).MoveToOuterDisposeScope()); // (b, d)
+            var next = exp(dts[t] * x.A) * state + dts[t] * us[t] * Bs[t];                // (b, d, n)
+            outputs.Add((next * Cs[t]).sum(-1).MoveToOuterDisposeScope());                // (b, d)
             state.Dispose();
             state = next.MoveToOuterDisposeScope();
         }
