@@ -5,6 +5,7 @@ Dictionary<string, (string what, Func<Options, IEnumerable<Result>> run)> benchm
 {
     ["scan"] = ("CPU kernel of the selective scan against the loop of tensor operations", ScanBenchmark.Run),
     ["decode"] = ("decoding on the CPU against the speed of reading its weights, and against tensor operations", DecodeBenchmark.Run),
+    ["prefill"] = ("reading a prompt on the CPU against the model's matrix products alone", PrefillBenchmark.Run),
 };
 
 MambaVL.Runtime.EnsureLoaded();

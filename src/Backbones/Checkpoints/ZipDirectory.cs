@@ -38,7 +38,8 @@ internal static class ZipDirectory
             var name = Encoding.UTF8.GetString(directory, at + CentralSize, nameLength);
             if (only is null || name == only)
             {
-                var range = ReadEntry(file, directory.AsSpan(at, CentralSize + nameLength + extraLength), name, offset);
+                var range = ReadEntry(file, directory.AsSpan(at, CentralSize + nameLength + extraLength), name, offset,
+                    only is null ? TorchArchive.SaveAgain : "Store it.");
                 if (!entries.TryAdd(name, range)) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is there twice.");
             }
             at += CentralSize + nameLength + extraLength + commentLength;
@@ -79,12 +80,12 @@ internal static class ZipDirectory
         return (offset, size, count);
     }
 
-    private static Range ReadEntry(MappedFile file, ReadOnlySpan<byte> central, string name, long directoryOffset)
+    private static Range ReadEntry(MappedFile file, ReadOnlySpan<byte> central, string name, long directoryOffset, string hint)
     {
         int flags = U16(central, 8), method = U16(central, 10), nameLength = U16(central, 28);
         if ((flags & 0x2041) != 0) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is encrypted.");
         if (method != 0)
-            throw Bad(file, $"the entry {CheckpointException.Quote(name)} is compressed (method {method}); only what is stored as it is can be read in place.{(only is null ? " " + TorchArchive.SaveAgain : "")}");
+            throw Bad(file, $"the entry {CheckpointException.Quote(name)} is compressed (method {method}); only what is stored as it is can be read in place. {hint}");
         long stored = U32(central, 20), length = U32(central, 24), local = U32(central, 42);
         ReadZip64(file, central[(CentralSize + nameLength)..], name, ref length, ref stored, ref local);
         if (stored != length) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is stored, yet has {stored} bytes in the file and {length} outside.");
