@@ -4,6 +4,7 @@ using System.Net.Http.Json;
 using System.Text.Json;
 using MambaVL.Generation;
 using MambaVL.Prompts;
+using MambaVL.Samples;
 using MambaVL.Tests.Models;
 using Microsoft.AspNetCore.Hosting;
 using Microsoft.AspNetCore.Mvc.Testing;
@@ -147,7 +148,7 @@ public sealed class CaptionServiceTests : IDisposable
         return form;
     }
 
-    private sealed class Service(string zip, params (string Name, string Value)[] settings) : WebApplicationFactory<Program>
+    private sealed class Service(string zip, params (string Name, string Value)[] settings) : WebApplicationFactory<ServiceSettings>
     {
         public HttpClient Open()
         {

@@ -7,7 +7,8 @@ namespace MambaVL.Tests.Consumer;
 /// for an application that uses them.</summary>
 public sealed class Packages : IDisposable
 {
-    private static readonly string Configuration = typeof(Packages).Assembly.GetCustomAttribute<AssemblyConfigurationAttribute>()!.Configuration;
+    /// <summary>Debug or Release: that of the tests, and so of what was built with them.</summary>
+    public static readonly string Configuration = typeof(Packages).Assembly.GetCustomAttribute<AssemblyConfigurationAttribute>()!.Configuration;
     private static readonly string DotNet = Environment.ProcessPath is { } host && Path.GetFileNameWithoutExtension(host) == "dotnet" ? host : "dotnet";
 
     private readonly DirectoryInfo _root = Directory.CreateTempSubdirectory("mambavl-consumer-");
