@@ -7,9 +7,13 @@ namespace MambaVL.Tests;
 internal static class NativeLibrary
 {
     [ModuleInitializer]
-    internal static void Load()
+    internal static void Initialize()
     {
         // As a program (see Probe) the assembly decides itself when to load, and reports what fails.
-        if (Assembly.GetEntryAssembly() != typeof(NativeLibrary).Assembly) Runtime.EnsureLoaded();
+        if (Assembly.GetEntryAssembly() != typeof(NativeLibrary).Assembly) Load();
     }
+
+    // A method of its own: MambaVL is initialised when a method that calls into it is compiled.
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static void Load() => Runtime.EnsureLoaded();
 }

@@ -24,7 +24,7 @@ public sealed class Checkpoint : IDisposable
     private readonly Dictionary<string, StoredTensor> _stored = [];
     private readonly Dictionary<string, TensorEntry> _entries = [];
     private readonly Dictionary<string, string> _metadata = [];
-    private bool _disposed;
+    private bool _canMap = true, _disposed;
 
     private Checkpoint(string path) => Path = path;
 
@@ -34,7 +34,14 @@ public sealed class Checkpoint : IDisposable
     /// pytorch_model.bin.index.json; the first of these that is there.</param>
     /// <exception cref="FileNotFoundException">There is no such file or folder.</exception>
     /// <exception cref="CheckpointException">The file is not a valid checkpoint of a kind that is read.</exception>
-    public static Checkpoint Open(string path)
+    public static Checkpoint Open(string path) => Open(path, canMap: true);
+
+    /// <summary>Opens a checkpoint that may be deleted when its tensors have been read.</summary>
+    /// <param name="path">As in <see cref="Open(string)"/>.</param>
+    /// <param name="canMap">Whether tensors may use the mapped file itself. If not, each is a copy.</param>
+    /// <exception cref="FileNotFoundException">There is no such file or folder.</exception>
+    /// <exception cref="CheckpointException">The file is not a valid checkpoint of a kind that is read.</exception>
+    public static Checkpoint Open(string path, bool canMap)
     {
         ArgumentException.ThrowIfNullOrEmpty(path);
         if (Directory.Exists(path))
@@ -47,11 +54,38 @@ public sealed class Checkpoint : IDisposable
             throw new FileNotFoundException($"There is no checkpoint '{path}'. Expected a .safetensors, .bin or index.json file, or a folder with one.", path);
         }
 
-        var checkpoint = new Checkpoint(path);
+        var checkpoint = new Checkpoint(path) { _canMap = canMap };
         try
         {
             if (path.EndsWith(".json", StringComparison.OrdinalIgnoreCase)) checkpoint.AddShards();
             else checkpoint.AddFile(path);
+            return checkpoint;
+        }
+        catch
+        {
+            checkpoint.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Opens the .safetensors file that is an entry of a zip file, without unpacking it.</summary>
+    /// <param name="path">The zip file.</param>
+    /// <param name="entry">The entry's name; it is stored as it is, not compressed. Other entries may be compressed.</param>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="CheckpointException">The file is no zip file, has no such entry, or the entry is compressed or no
+    /// .safetensors file.</exception>
+    public static Checkpoint OpenZipEntry(string path, string entry)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(path);
+        ArgumentException.ThrowIfNullOrEmpty(entry);
+        var checkpoint = new Checkpoint(path);
+        try
+        {
+            var file = new MappedFile(path);
+            checkpoint._files.Add(file);
+            var range = ZipDirectory.Find(file, entry);
+            file.Narrow(range.Offset, range.Length);
+            checkpoint.Add(file, SafetensorsReader.Read(file, checkpoint._metadata));
             return checkpoint;
         }
         catch
@@ -119,13 +153,18 @@ public sealed class Checkpoint : IDisposable
 
     private void AddFile(string path)
     {
-        var file = new MappedFile(path);
+        var file = new MappedFile(path, _canMap);
         _files.Add(file);
         CheckNotLfsPointer(file);
-        foreach (var tensor in ReadFormat(file))
+        Add(file, ReadFormat(file));
+    }
+
+    private void Add(MappedFile file, List<StoredTensor> tensors)
+    {
+        foreach (var tensor in tensors)
         {
             var name = tensor.Entry.Name;
-            if (_stored.TryGetValue(name, out var other)) throw new CheckpointException(path, name, $"is in {CheckpointException.Quote(System.IO.Path.GetFileName(other.File.Path))} as well.");
+            if (_stored.TryGetValue(name, out var other)) throw new CheckpointException(file.Path, name, $"is in {CheckpointException.Quote(System.IO.Path.GetFileName(other.File.Path))} as well.");
             _stored.Add(name, tensor);
             _entries.Add(name, tensor.Entry);
         }

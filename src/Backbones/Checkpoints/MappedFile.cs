@@ -21,25 +21,36 @@ internal sealed unsafe class MappedFile : IDisposable
     private readonly Lazy<MemoryMappedFile> _mapping;
 
     /// <summary>Opens the file; nothing is mapped before the first <see cref="View"/>.</summary>
-    public MappedFile(string path)
+    /// <param name="path">The file.</param>
+    /// <param name="canMap">Whether tensors may use the file in place; if not, it is needed no longer than they are read.</param>
+    public MappedFile(string path, bool canMap = true)
     {
-        Path = path;
+        (Path, CanMap) = (path, canMap);
         _handle = File.OpenHandle(path, FileMode.Open, FileAccess.Read, FileShare.Read | FileShare.Delete);
-        Length = RandomAccess.GetLength(_handle);
-        _mapping = new(() => MemoryMappedFile.CreateFromFile(_handle, null, Length, MemoryMappedFileAccess.CopyOnWrite, HandleInheritability.None, leaveOpen: true));
+        var length = Length = RandomAccess.GetLength(_handle);
+        _mapping = new(() => MemoryMappedFile.CreateFromFile(_handle, null, length, MemoryMappedFileAccess.CopyOnWrite, HandleInheritability.None, leaveOpen: true));
     }
 
     public string Path { get; }
 
-    /// <summary>Bytes in the file when it was opened.</summary>
-    public long Length { get; }
+    /// <summary>Whether tensors may use the file in place.</summary>
+    public bool CanMap { get; }
+
+    /// <summary>Where the part of the file begins that offsets and <see cref="Length"/> are about; 0 for the whole file.</summary>
+    public long Start { get; private set; }
+
+    /// <summary>Bytes in the file, or in that part of it, when it was opened.</summary>
+    public long Length { get; private set; }
+
+    /// <summary>From now on offsets are about a part of the file. The caller has checked that it lies in the file.</summary>
+    public void Narrow(long start, long length) => (Start, Length) = (start, length);
 
     /// <summary>Reads with a plain file read, which leaves no page of the file in this process's memory.</summary>
     public void Read(long offset, Span<byte> destination)
     {
         while (!destination.IsEmpty)
         {
-            var n = RandomAccess.Read(_handle, destination, offset);
+            var n = RandomAccess.Read(_handle, destination, Start + offset);
             if (n == 0) throw new CheckpointException(Path, null, $"the file ends at byte {offset}; it was {Length} bytes long when it was opened.");
             destination = destination[n..];
             offset += n;
@@ -49,7 +60,7 @@ internal sealed unsafe class MappedFile : IDisposable
     /// <summary>A tensor on the mapped bytes. The caller owns it, and has checked the range and the alignment.</summary>
     public Tensor View(long offset, long bytes, ReadOnlySpan<long> shape, ScalarType type)
     {
-        var view = _mapping.Value.CreateViewAccessor(offset, bytes, MemoryMappedFileAccess.CopyOnWrite);
+        var view = _mapping.Value.CreateViewAccessor(Start + offset, bytes, MemoryMappedFileAccess.CopyOnWrite);
         byte* start = null;
         view.SafeMemoryMappedViewHandle.AcquirePointer(ref start);
         start += view.PointerOffset;

@@ -50,6 +50,19 @@ public static class SafetensorsWriter
         file.Commit();
     }
 
+    /// <summary>Writes tensors to a stream, as the bytes of a .safetensors file. The stream need not seek, and stays open.</summary>
+    /// <param name="stream">Open for writing.</param>
+    /// <param name="tensors">The tensors by name, on any device; they stay the caller's.</param>
+    /// <param name="metadata">The <c>__metadata__</c>; null writes <c>format: pt</c>, as PyTorch programs do, and an empty
+    /// one writes none.</param>
+    /// <exception cref="ArgumentException">A name or element type that the format does not have. Nothing was written.</exception>
+    public static void Write(Stream stream, IReadOnlyDictionary<string, Tensor> tensors, IReadOnlyDictionary<string, string>? metadata = null)
+    {
+        ArgumentNullException.ThrowIfNull(stream);
+        ArgumentNullException.ThrowIfNull(tensors);
+        WriteTo(stream, Check(Entries(tensors)), e => tensors[e.Name].detach(), metadata);
+    }
+
     /// <summary>Writes a model's folder: model.safetensors, or shards and model.safetensors.index.json.</summary>
     /// <param name="folder">The folder; made if it is not there.</param>
     /// <param name="tensors">The tensors by name, on any device; they stay the caller's.</param>

@@ -28,8 +28,8 @@ internal sealed record StoredTensor(TensorEntry Entry, MappedFile File, long Off
         if (Extent == 0) return empty(shape, dtype: type, device: device);
         if (Strides is not null) return ReadStrided(shape, type, device);
 
-        var aligned = Offset % ElementTypes.Size(Entry.DType) == 0;
-        if (aligned && Extent >= MinMappedBytes && type == Entry.DType && device.type == DeviceType.CPU)
+        var aligned = (File.Start + Offset) % ElementTypes.Size(Entry.DType) == 0;
+        if (aligned && File.CanMap && Extent >= MinMappedBytes && type == Entry.DType && device.type == DeviceType.CPU)
         {
             if (type == ScalarType.Bool) CheckBooleans();
             return File.View(Offset, Extent, shape, type);

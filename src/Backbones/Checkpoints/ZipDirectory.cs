@@ -13,8 +13,14 @@ internal static class ZipDirectory
     private const int EndSize = 22, LocatorSize = 20, End64Size = 56, CentralSize = 46, LocalSize = 30;
     private const int MaxDirectory = 100_000_000;
 
+    /// <summary>The range of one entry; what the others are does not matter.</summary>
+    public static Range Find(MappedFile file, string name)
+        => Read(file, name).TryGetValue(name, out var range) ? range : throw Bad(file, $"it has no entry {CheckpointException.Quote(name)}.");
+
     /// <summary>The range of each entry, by name.</summary>
-    public static Dictionary<string, Range> Read(MappedFile file)
+    public static Dictionary<string, Range> Read(MappedFile file) => Read(file, null);
+
+    private static Dictionary<string, Range> Read(MappedFile file, string? only)
     {
         var (offset, size, count) = FindDirectory(file);
         if (size > MaxDirectory) throw Bad(file, $"its directory is {size} bytes long; at most {MaxDirectory} are accepted.");
@@ -22,7 +28,7 @@ internal static class ZipDirectory
         var directory = new byte[size];
         file.Read(offset, directory);
 
-        var entries = new Dictionary<string, Range>((int)count);
+        var entries = new Dictionary<string, Range>(only is null ? (int)count : 1);
         var at = 0;
         for (long i = 0; i < count; i++)
         {
@@ -30,8 +36,12 @@ internal static class ZipDirectory
             int nameLength = U16(directory, at + 28), extraLength = U16(directory, at + 30), commentLength = U16(directory, at + 32);
             if (size - at < CentralSize + nameLength + extraLength + commentLength) throw Bad(file, $"entry {i} of its directory is cut off.");
             var name = Encoding.UTF8.GetString(directory, at + CentralSize, nameLength);
-            var range = ReadEntry(file, directory.AsSpan(at, CentralSize + nameLength + extraLength), name, offset);
-            if (!entries.TryAdd(name, range)) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is there twice.");
+            if (only is null || name == only)
+            {
+                var range = ReadEntry(file, directory.AsSpan(at, CentralSize + nameLength + extraLength), name, offset,
+                    only is null ? TorchArchive.SaveAgain : "Store it.");
+                if (!entries.TryAdd(name, range)) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is there twice.");
+            }
             at += CentralSize + nameLength + extraLength + commentLength;
         }
         CheckOverlaps(file, entries);
@@ -70,12 +80,12 @@ internal static class ZipDirectory
         return (offset, size, count);
     }
 
-    private static Range ReadEntry(MappedFile file, ReadOnlySpan<byte> central, string name, long directoryOffset)
+    private static Range ReadEntry(MappedFile file, ReadOnlySpan<byte> central, string name, long directoryOffset, string hint)
     {
         int flags = U16(central, 8), method = U16(central, 10), nameLength = U16(central, 28);
         if ((flags & 0x2041) != 0) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is encrypted.");
         if (method != 0)
-            throw Bad(file, $"the entry {CheckpointException.Quote(name)} is compressed (method {method}); torch.save stores entries as they are. {TorchArchive.SaveAgain}");
+            throw Bad(file, $"the entry {CheckpointException.Quote(name)} is compressed (method {method}); only what is stored as it is can be read in place. {hint}");
         long stored = U32(central, 20), length = U32(central, 24), local = U32(central, 42);
         ReadZip64(file, central[(CentralSize + nameLength)..], name, ref length, ref stored, ref local);
         if (stored != length) throw Bad(file, $"the entry {CheckpointException.Quote(name)} is stored, yet has {stored} bytes in the file and {length} outside.");

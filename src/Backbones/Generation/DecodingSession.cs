@@ -38,7 +38,7 @@ internal sealed class DecodingRow
 /// A row's tokens do not depend on the rows beside it: each is prefilled alone (no padding, so the same operations on
 /// the same numbers as by itself), and <see cref="LanguageModel.Decode"/> keeps rows apart. Owns the rows' states.
 /// </remarks>
-internal sealed class DecodingSession(LanguageModel model, GenerationOptions options, int endToken) : IDisposable
+internal sealed class DecodingSession(LanguageModel model, Device device, GenerationOptions options, int endToken) : IDisposable
 {
     private readonly List<DecodingRow> _rows = [];
 
@@ -64,7 +64,7 @@ internal sealed class DecodingSession(LanguageModel model, GenerationOptions opt
         if (active.Count == 0) return false;
 
         using var inference = inference_mode();
-        using var ids = tensor(active.Select(r => (long)r.Last).ToArray());
+        using var ids = tensor(active.Select(r => (long)r.Last).ToArray(), device: device);
         using var logits = model.Decode(ids, active.ConvertAll(r => r.State));
         Choose(active, logits);
         return true;

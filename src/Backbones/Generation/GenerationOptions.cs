@@ -39,7 +39,9 @@ public sealed record GenerationOptions
     /// each other in a conversation (chat, regions): there the end token comes after the last only.</summary>
     public IReadOnlyList<string> StopSequences { get; init; } = [];
 
-    internal GenerationOptions Checked()
+    /// <summary>These options, once they are known to be in range.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">One is not; the message names it.</exception>
+    public GenerationOptions Checked()
     {
         Require(MaxNewTokens >= 1, nameof(MaxNewTokens), MaxNewTokens, "at least 1");
         Require(double.IsFinite(Temperature) && Temperature >= 0, nameof(Temperature), Temperature, "0 (greedy) or a positive number");

@@ -77,6 +77,8 @@ internal sealed class Norm : nn.Module<Tensor, Tensor>
     // Computed in float32 whatever the input's precision, as mamba_ssm and transformers do; the result has the weight's.
     public override Tensor forward(Tensor x)
     {
+        // Of one low precision throughout, libtorch's own layer_norm computes in float32 inside, and saves three copies.
+        if (bias is not null && x.dtype == weight.dtype) return F.layer_norm(x, [x.shape[^1]], weight, bias, eps);
         using var scope = NewDisposeScope();
         var wide = x.to(ScalarType.Float32);
         Tensor y;

@@ -259,7 +259,7 @@ public sealed partial class VisionLanguageModel : IDisposable
             model.Check(requests);
             (_model, _requests, _cancellation) = (model, requests, cancellation);
             _options = (options ?? new()).Checked();
-            _session = new(model.Language, _options, model.Tokenizer.EndOfTextId);
+            _session = new(model.Language, model.Device, _options, model.Tokenizer.EndOfTextId);
             _decoders = [.. requests.Select(_ => new StreamingDecoder(model.Tokenizer))];
             _stops = [.. requests.Select(_ => new StopFilter(_options.StopSequences))];
             _decoded = new int[requests.Count];

@@ -274,21 +274,29 @@ public class CpuScanTests
         var x = ScanTesting.Arguments(1, 20, 8, 16);
         CpuScan.Run(x).output.requires_grad.Should().BeFalse("no input asks for one");
         var leaves = x.Leaves();
-        using (no_grad()) CpuScan.Run(leaves).output.requires_grad.Should().BeFalse("under no_grad");
+        leaves.NeedGradient.Should().BeTrue();
+        using (no_grad())
+        {
+            leaves.NeedGradient.Should().BeFalse("nothing is to be kept under no_grad");
+            CpuScan.Run(leaves).output.requires_grad.Should().BeFalse("under no_grad");
+        }
         using (inference_mode()) CpuScan.Run(leaves).output.requires_grad.Should().BeFalse("under inference_mode");
         CpuScan.Run(leaves).lastState.requires_grad.Should().BeTrue();
     }
 
-    [Fact]
-    public void OnlyWhatAsksGetsAGradient()
+    [Theory]
+    [MemberData(nameof(ArgumentNames))]
+    public void OneArgumentAloneMayAskForAGradient(string name)
     {
         using var scope = NewDisposeScope();
         var x = ScanTesting.Arguments(1, 20, 8, 16);
-        var u = x.u.clone().requires_grad_();
-        CpuScan.Run(x with { u = u }).output.sum().backward();
-        u.grad.Should().NotBeNull();
-        x.delta.grad.Should().BeNull();
+        var at = Array.IndexOf(ScanTesting.Names, name);
+        x.Tensors[at]!.requires_grad_();
+        CpuScan.Run(x).output.sum().backward();
+        for (var i = 0; i < ScanTesting.Names.Length; i++) (x.Tensors[i]!.grad is not null).Should().Be(i == at, ScanTesting.Names[i]);
     }
+
+    public static TheoryData<string> ArgumentNames => [.. ScanTesting.Names];
 
     [Fact]
     public void AGraphThatIsKeptGivesTheSameGradientsAgain()

@@ -1,0 +1,2 @@
+// Tests count the tensors of the whole process.
+[assembly: CollectionBehavior(DisableTestParallelization = true)]
