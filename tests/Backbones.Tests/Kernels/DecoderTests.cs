@@ -280,7 +280,7 @@ public class DecoderTests
         for (var i = 0; i < 50; i++) model.Decode(ids, states).Dispose();
         var (first, second) = (Allocated(100), Allocated(100));
         second.Should().BeLessThanOrEqualTo(first + 1000);
-        (second / 100).Should().BeLessThan(20_000, "bytes a step");
+        (second / 100).Should().BeLessThan(4_000, "bytes a step");
 
         long Allocated(int steps)
         {
