@@ -164,7 +164,8 @@ internal unsafe struct GptNeoXStep
         Turn(q, Cos[row], Sin[row]);
         Turn(key, Cos[row], Sin[row]);
         Values keys = cache.Keys.From(first), values = cache.Values.From(first);
-        Append(keys, values, cache, key, value);
+        keys.Store((nint)cache.Length * K, key, K);
+        values.Store((nint)cache.Length * K, value, K);
 
         var scores = Scores + ((nint)row * H + head) * ScoreStride;
         MatVec.Rows<V>(keys.AsMatrix(length, K), 0, length, q, K, 1, scores, 0);
@@ -186,16 +187,6 @@ internal unsafe struct GptNeoXStep
             var (a, b) = (x[i], x[i + half]);
             x[i] = a * cos[i] - b * sin[i];
             x[i + half] = b * cos[i] + a * sin[i];
-        }
-    }
-
-    private readonly void Append(Values keys, Values values, in KeyValueCache cache, float* key, float* value)
-    {
-        nint at = (nint)cache.Length * K;
-        for (var i = 0; i < K; i++)
-        {
-            keys[at + i] = key[i];
-            values[at + i] = value[i];
         }
     }
 

@@ -43,6 +43,10 @@ internal unsafe struct MambaStep
     // The state takes about 20 ns a channel and row: enough of them to cover what taking a chunk costs.
     private const int StateChannels = 2 * Group;
 
+    // Memory would rest while the exponentials are computed: each channel asks for so many bytes of its share of the output
+    // projection, which comes next.
+    private const int NextBytes = 256;
+
     private readonly struct Region(MambaStep* step, Stage stage) : IRegion
     {
         public void Execute(int chunk)
@@ -163,7 +167,12 @@ internal unsafe struct MambaStep
             for (var c = from; c < to; c += V.Width) VectorMath.Softplus(V.Load(delta + c) + Weights.DtBias.Load<V>(c, E)).Store(delta + c);
         }
         var a = stackalloc float[4 * NStride];
-        for (var c = from; c < to; c += 4) FourChannels<V>(c, Math.Min(4, to - c), a);
+        var next = Weights.OutProj.Data + Weights.OutProj.Bytes / E * from;
+        for (var c = from; c < to; c += 4, next += 4 * NextBytes)
+        {
+            for (var ahead = 0; ahead < 4 * NextBytes; ahead += 256) MatVec.Prefetch(next + ahead, 256);
+            FourChannels<V>(c, Math.Min(4, to - c), a);
+        }
         for (var i = 0; i < B; i++)
         {
             float* u = U + (nint)i * EStride, z = Z + (nint)i * EStride, y = Y + (nint)i * EStride;

@@ -47,22 +47,27 @@ internal readonly unsafe struct Values(void* data, WeightType type)
 
     public bool Exist => Data != null;
 
-    public float this[nint i]
+    public float this[nint i] => Data == null ? 0 : Type switch
     {
-        get => Data == null ? 0 : Type switch
+        WeightType.Float32 => Unsafe.ReadUnaligned<float>((float*)Data + i),
+        WeightType.BFloat16 => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)Data + i) << 16),
+        _ => (float)BitConverter.UInt16BitsToHalf(Unsafe.ReadUnaligned<ushort>((ushort*)Data + i)),
+    };
+
+    /// <summary>Writes numbers i to i + count - 1, rounded to this precision.</summary>
+    public void Store(nint i, float* x, int count)
+    {
+        switch (Type)
         {
-            WeightType.Float32 => Unsafe.ReadUnaligned<float>((float*)Data + i),
-            WeightType.BFloat16 => BitConverter.UInt32BitsToSingle((uint)Unsafe.ReadUnaligned<ushort>((ushort*)Data + i) << 16),
-            _ => (float)BitConverter.UInt16BitsToHalf(Unsafe.ReadUnaligned<ushort>((ushort*)Data + i)),
-        };
-        set
-        {
-            switch (Type)
-            {
-                case WeightType.Float32: Unsafe.WriteUnaligned((float*)Data + i, value); break;
-                case WeightType.BFloat16: Unsafe.WriteUnaligned((ushort*)Data + i, BFloat16Bits(value)); break;
-                default: Unsafe.WriteUnaligned((ushort*)Data + i, BitConverter.HalfToUInt16Bits((Half)value)); break;
-            }
+            case WeightType.Float32:
+                new ReadOnlySpan<float>(x, count).CopyTo(new Span<float>((float*)Data + i, count));
+                break;
+            case WeightType.BFloat16:
+                for (var j = 0; j < count; j++) Unsafe.WriteUnaligned((ushort*)Data + i + j, BFloat16Bits(x[j]));
+                break;
+            default:
+                for (var j = 0; j < count; j++) Unsafe.WriteUnaligned((ushort*)Data + i + j, BitConverter.HalfToUInt16Bits((Half)x[j]));
+                break;
         }
     }
 

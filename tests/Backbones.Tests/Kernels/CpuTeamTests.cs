@@ -157,8 +157,7 @@ public unsafe class CpuTeamTests
         var counts = stackalloc int[50];
         var region = new Count(counts);
         team.Run(ref region, 50);
-        Thread.Sleep(50);
-        team.WorkersAsleep.Should().Be(2);
+        SpinWait.SpinUntil(() => team.WorkersAsleep == 2, TimeSpan.FromSeconds(10)).Should().BeTrue();
     }
 
     [Fact]
