@@ -14,13 +14,13 @@ namespace MambaVL.Bench;
 /// model's work is the greater part, as it always is, and small enough to repeat.</summary>
 internal static class MlNetBenchmark
 {
-    private static readonly GenerationOptions Generation = new() { MaxNewTokens = 16, IgnoreEndToken = true };
+    private static readonly GenerationOptions Generation = new() { MaxNewTokens = 8, IgnoreEndToken = true };
 
     /// <summary>A caption of each picture file, and an answer about the features of each picture.</summary>
     public static IEnumerable<Result> Run(Options options)
     {
         set_num_threads(options.Threads);
-        var (rows, batch) = (options.Number("rows", 16), options.Number("batch", 8));
+        var (rows, batch) = (options.Number("rows", 12), options.Number("batch", 4));
         var folder = Directory.CreateTempSubdirectory("mambavl-bench-").FullName;
         try
         {
@@ -107,8 +107,8 @@ internal static class MlNetBenchmark
         var tokenizer = Tokenizer.Load(Repository("tests/data/tiny-tokenizer"));
         return VisionLanguageModel.Create(new()
         {
-            Vision = new Eva02Config { PatchSize = 14, ImageSize = 224, Depth = 4, Width = 384, Heads = 6, MlpWidth = 1024 },
-            Language = new MambaConfig { HiddenSize = 512, LayerCount = 8, VocabularySize = tokenizer.VocabularySize, InitializerRange = 1 },
+            Vision = new Eva02Config { PatchSize = 14, ImageSize = 112, Depth = 4, Width = 192, Heads = 6, MlpWidth = 512 },
+            Language = new MambaConfig { HiddenSize = 256, LayerCount = 4, VocabularySize = tokenizer.VocabularySize, InitializerRange = 1 },
         }, tokenizer, seed: 1);
     }
 
