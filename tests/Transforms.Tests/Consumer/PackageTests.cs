@@ -47,9 +47,11 @@ public sealed class PackageTests(Packages packages) : IClassFixture<Packages>
         }
         """;
 
-    [Fact]
+    [SkippableFact]
     public void AnApplicationWithOnlyThePackagesPredictsFromAModelThatAnotherProcessSaved()
     {
+        var torch = Dependencies(Metadata("MambaVL.Backbones"))["TorchSharp"];
+        Skip.IfNot(Directory.Exists(Path.Combine(Packages.MachineFolder, "torchsharp-cpu", torch)), $"TorchSharp-cpu {torch} was not restored on this machine; the tests were built with another TorchBackend.");
         var options = new GenerationOptions { MaxNewTokens = 12 };
         string[] pictures = [SavedPipeline.Picture("jpeg-420.jpg"), SavedPipeline.Picture("png-16-rgb.png"), SavedPipeline.Picture("gif-palette.gif")];
         using var model = TinyVisionLanguage.Create(TinyVisionLanguage.NeoX);
@@ -68,7 +70,6 @@ public sealed class PackageTests(Packages packages) : IClassFixture<Packages>
         expected.Distinct().Should().HaveCount(pictures.Length);
 
         var transforms = Metadata("MambaVL.Transforms");
-        var torch = Dependencies(Metadata("MambaVL.Backbones"))["TorchSharp"];
         var application = packages.Build(Consumer, $"MambaVL.Transforms {transforms.Element(Name("version"))!.Value}", $"TorchSharp-cpu {torch}");
         var printed = Packages.Run(Path.GetDirectoryName(application)!, ["exec", application, saved.Zip, .. pictures]);
         printed.Split('\n', StringSplitOptions.RemoveEmptyEntries).Should().Equal(Enumerable.Repeat(expected, 4).SelectMany(e => e));
