@@ -6,6 +6,7 @@ Dictionary<string, (string what, Func<Options, IEnumerable<Result>> run)> benchm
     ["scan"] = ("CPU kernel of the selective scan against the loop of tensor operations", ScanBenchmark.Run),
     ["decode"] = ("decoding on the CPU against the speed of reading its weights, and against tensor operations", DecodeBenchmark.Run),
     ["prefill"] = ("reading a prompt on the CPU against the model's matrix products alone", PrefillBenchmark.Run),
+    ["mlnet"] = ("a pipeline step against calling the model on the same batches", MlNetBenchmark.Run),
 };
 
 MambaVL.Runtime.EnsureLoaded();

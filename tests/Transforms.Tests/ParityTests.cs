@@ -26,7 +26,7 @@ public class ParityTests
                 var rows = task.Select(e => new Row
                 {
                     Image = Fixtures.Path("images", e.GetProperty("image").GetString()!),
-                    Text = e.TryGetProperty("question", out var q) ? q.GetString()! : e.TryGetProperty("phrase", out var p) ? p.GetString()! : "",
+                    Text = (e.GetProperty("question").GetString() ?? e.GetProperty("phrase").GetString()) ?? "",
                     Greedy = Greedy(expected, e),
                     GreedyText = e.GetProperty("greedy_text").GetString()!,
                 }).ToList();

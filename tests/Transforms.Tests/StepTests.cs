@@ -13,7 +13,7 @@ public class StepTests : IDisposable
 {
     private static readonly TextStepOptions Greedy = new() { Generation = new() { MaxNewTokens = 6, IgnoreEndToken = true }, BatchSize = 3 };
 
-    private readonly Pictures _pictures = new();
+    private readonly Pictures _pictures = new(3);
     private readonly MLContext _ml = new(1);
     private readonly VisionLanguageModel _model = TinyVisionLanguage.Create(TinyVisionLanguage.Mamba);
 

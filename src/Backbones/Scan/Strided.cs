@@ -86,8 +86,8 @@ internal readonly unsafe struct Strided
     private bool InBlocks(int channels, int steps, int width) =>
         Avx.IsSupported && !_narrow && _time == 1 && channels == width && width % 8 == 0 && steps % 8 == 0;
 
-    /// <summary>Asks for the memory of a tile ahead of its Load or Store. The strides are too large for the processor to
-    /// foresee: without this a scan in float32 waits for memory half of the time.</summary>
+    /// <summary>Asks for the memory of a tile ahead of its Load or Store, into the second level of cache: the strides are
+    /// too large for the processor to foresee, and the first level is full of states.</summary>
     public void Prefetch(int row, int channel, int channels, int time, int steps)
     {
         if (!Sse.IsSupported || steps <= 0) return;
@@ -96,7 +96,7 @@ internal readonly unsafe struct Strided
         var (lines, line, run) = _channel == 1 ? (steps, _time * size, channels * size) : (channels, _channel * size, steps * size);
         for (var i = 0; i < lines; i++, origin += line)
             for (var at = 0; at < run; at += 64)
-                Sse.Prefetch0(origin + at);
+                Sse.Prefetch1(origin + at);
     }
 
     private void Read(long from, long stride, int count, float* to)

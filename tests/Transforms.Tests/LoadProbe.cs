@@ -3,7 +3,7 @@ using Microsoft.ML;
 namespace MambaVL.Tests;
 
 /// <summary>The test assembly as a program of its own: what an application does that knows a model.zip and nothing else.</summary>
-internal static class Program
+internal static class LoadProbe
 {
     private static int Main(string[] args)
     {
