@@ -108,6 +108,13 @@ public class GroundingMetricsTests
         Evaluate([new(a, a)]).Should().Match<GroundingMetrics>(m => m.MeanIou == 1 && m.Accuracy == 1);
     }, iter: 30);
 
+    [Fact]
+    public void A_vector_of_any_length_must_have_four_numbers()
+    {
+        var data = s_ml.Data.LoadFromEnumerable([new AnyLengthRow()]);
+        FluentActions.Invoking(() => s_ml.VisionLanguage().EvaluateGrounding(data)).Should().Throw<InvalidDataException>().WithMessage("*'Box', row 0*found 3 numbers; expected 4*");
+    }
+
     private static GroundingMetrics Evaluate(Row[] rows, double threshold = 0.5)
         => s_ml.VisionLanguage().EvaluateGrounding(s_ml.Data.LoadFromEnumerable(rows), iouThreshold: threshold);
 
@@ -132,6 +139,13 @@ public class GroundingMetricsTests
 
         [VectorType(2)]
         public int[] Size { get; init; } = [640, 480];
+    }
+
+    private sealed class AnyLengthRow
+    {
+        public float[] TrueBox { get; set; } = [0, 0, 1, 1];
+
+        public float[] Box { get; set; } = [0, 0, 1];
     }
 
     private sealed class ReadableRow
