@@ -52,6 +52,9 @@ public class CaptionMetricsTests
         row.Bleu1.Should().BeApproximately(Math.Exp(1 - 4 / 3.0), 1e-8);
         row.Bleu2.Should().BeApproximately(Math.Exp(1 - 4 / 3.0), 1e-8);
 
+        // Nearer to 6 words than to 2.
+        Evaluate([new("a b c d e", ["a b", "a b c d e f"])]).PerRow[0].Bleu1.Should().BeApproximately(Math.Exp(1 - 6 / 5.0), 1e-8);
+
         // Of lengths equally near, the shorter: no penalty.
         Evaluate([new("a b c", ["a b", "a b c d"])]).PerRow[0].Bleu1.Should().BeApproximately(1, 1e-8);
     }
@@ -182,7 +185,9 @@ public class CaptionMetricsTests
     [Fact]
     public void Rows_become_columns()
     {
-        var view = s_ml.Data.LoadFromEnumerable(Evaluate([new("a b", ["a b"]), new("c", ["a"])]).PerRow);
+        var metrics = Evaluate([new("a b", ["a b"]), new("c", ["a"])]);
+        metrics.PerRow.Index().MinBy(row => row.Item.RougeL).Index.Should().Be(1);
+        var view = s_ml.Data.LoadFromEnumerable(metrics.PerRow);
         view.GetColumn<double>(nameof(CaptionScores.RougeL)).Should().Equal(1, 0);
     }
 
