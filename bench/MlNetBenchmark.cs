@@ -14,13 +14,13 @@ namespace MambaVL.Bench;
 /// model's work is the greater part, as it always is, and small enough to repeat.</summary>
 internal static class MlNetBenchmark
 {
-    private static readonly GenerationOptions Generation = new() { MaxNewTokens = 16, IgnoreEndToken = true };
+    private static readonly GenerationOptions Generation = new() { MaxNewTokens = 8, IgnoreEndToken = true };
 
     /// <summary>A caption of each picture file, and an answer about the features of each picture.</summary>
     public static IEnumerable<Result> Run(Options options)
     {
         set_num_threads(options.Threads);
-        var (rows, batch) = (options.Number("rows", 16), options.Number("batch", 8));
+        var (rows, batch) = (options.Number("rows", 12), options.Number("batch", 4));
         var folder = Directory.CreateTempSubdirectory("mambavl-bench-").FullName;
         try
         {
@@ -75,7 +75,7 @@ internal static class MlNetBenchmark
     // The two sides take turns, so that a busy machine is busy for both; and they must say the same.
     private static Result Compare(string name, Options options, int rows, int batch, Func<List<string>> step, Func<List<string>> direct)
     {
-        List<double> ours = [], other = [], shares = [];
+        List<double> ours = [], other = [], shares = [], processor = [];
         for (var i = -2; i < options.Repeats; i++)
         {
             var (a, b) = i % 2 == 0 ? (Time(step), Time(direct)) : Swap(Time(direct), Time(step));
@@ -84,18 +84,20 @@ internal static class MlNetBenchmark
             ours.Add(a.Milliseconds);
             other.Add(b.Milliseconds);
             shares.Add(a.Milliseconds / b.Milliseconds);
+            processor.Add(a.Processor / b.Processor);
         }
-        var more = 100 * (Timing.Of(shares).Median - 1);
-        return new(string.Create(CultureInfo.InvariantCulture, $"{name}, {rows} rows in batches of {batch}: Transform takes {more:+0.0;-0.0} % (target: at most 3)"), Timing.Of(ours), Timing.Of(other));
+        // Processor time as well: on a machine that others use, it is the steadier of the two.
+        var (more, moreProcessor) = (100 * (Timing.Of(shares).Median - 1), 100 * (Timing.Of(processor).Median - 1));
+        return new(string.Create(CultureInfo.InvariantCulture, $"{name}, {rows} rows in batches of {batch}: Transform takes {more:+0.0;-0.0} % of time, {moreProcessor:+0.0;-0.0} % of processor time (target: at most 3)"), Timing.Of(ours), Timing.Of(other));
 
         static (T, T) Swap<T>(T first, T second) => (second, first);
     }
 
-    private static (double Milliseconds, List<string> Texts) Time(Func<List<string>> run)
+    private static (double Milliseconds, double Processor, List<string> Texts) Time(Func<List<string>> run)
     {
-        var start = Stopwatch.GetTimestamp();
+        var (start, processor) = (Stopwatch.GetTimestamp(), Environment.CpuUsage.TotalTime);
         var texts = run();
-        return (Stopwatch.GetElapsedTime(start).TotalMilliseconds, texts);
+        return (Stopwatch.GetElapsedTime(start).TotalMilliseconds, (Environment.CpuUsage.TotalTime - processor).TotalMilliseconds, texts);
     }
 
     private static List<string> Read(IDataView data, string column) => [.. data.GetColumn<string>(column)];
@@ -107,8 +109,8 @@ internal static class MlNetBenchmark
         var tokenizer = Tokenizer.Load(Repository("tests/data/tiny-tokenizer"));
         return VisionLanguageModel.Create(new()
         {
-            Vision = new Eva02Config { PatchSize = 14, ImageSize = 224, Depth = 4, Width = 384, Heads = 6, MlpWidth = 1024 },
-            Language = new MambaConfig { HiddenSize = 512, LayerCount = 8, VocabularySize = tokenizer.VocabularySize, InitializerRange = 1 },
+            Vision = new Eva02Config { PatchSize = 14, ImageSize = 112, Depth = 4, Width = 192, Heads = 6, MlpWidth = 512 },
+            Language = new MambaConfig { HiddenSize = 256, LayerCount = 4, VocabularySize = tokenizer.VocabularySize, InitializerRange = 1 },
         }, tokenizer, seed: 1);
     }
 

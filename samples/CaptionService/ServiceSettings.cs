@@ -7,8 +7,8 @@ internal sealed record ServiceSettings
     /// <summary>A pipeline that samples/Pipeline saved. Without one, a tiny model with random weights is made up.</summary>
     public string? Model { get; init; }
 
-    /// <summary>Requests that the model works on at once. More of them do not make a machine faster: libtorch uses all its
-    /// cores for one.</summary>
+    /// <summary>Requests that the model works on at once. Each of them uses several cores already, and has memory of its
+    /// own beside the weights, which they share.</summary>
     public int Concurrency { get; init; } = 2;
 
     /// <summary>Requests that wait. Whoever comes beyond them is told to come back (503).</summary>

@@ -39,6 +39,30 @@ public sealed class BehaviourTests : IDisposable
         }
     }
 
+    [Theory, InlineData(1), InlineData(4)]
+    public void InAChainOfStepsTheRowsBeforeABrokenOneComeOutAndTheFirstStepSaysWhy(int batchSize)
+    {
+        File.WriteAllText(_pictures.Examples[2].Path, "no picture");
+        var data = _pictures.Data(_ml);
+        var options = Pictures.Short with { BatchSize = batchSize };
+        var result = _ml.Transforms.EncodeImages("Patches", "Path", _model, options).Append(_ml.Transforms.CaptionImages("Caption", "Patches", _model, options))
+            .Append(_ml.Transforms.AnswerQuestions("Answer", "Patches", "Question", _model, options)).Fit(data).Transform(data);
+        using var cursor = result.GetRowCursor(result.Schema);
+        List<ValueGetter<ReadOnlyMemory<char>>> texts = [.. new[] { "Caption", "Answer" }.Select(c => cursor.GetGetter<ReadOnlyMemory<char>>(result.Schema[c]))];
+        ReadOnlyMemory<char> text = default;
+        for (var i = 0; i < 6; i++)
+        {
+            cursor.MoveNext().Should().BeTrue();
+            foreach (var get in texts)
+            {
+                if (i != 2) get(ref text);
+                else
+                    FluentActions.Invoking(() => get(ref text)).Should().Throw<RowException>().Where(e => e.Column == "Patches" && e.Row == 2)
+                        .WithInnerException<ImageException>();
+            }
+        }
+    }
+
     [Fact]
     public void BrokenRowsCanBeEmptyWithTheReasonBesideThem()
     {

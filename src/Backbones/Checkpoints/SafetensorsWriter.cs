@@ -45,7 +45,7 @@ public static class SafetensorsWriter
         ArgumentException.ThrowIfNullOrEmpty(path);
         ArgumentNullException.ThrowIfNull(read);
         var checkedEntries = Check(entries);
-        using var file = new PendingFile(path);
+        using var file = new AtomicFile(path);
         WriteTo(file.Stream, checkedEntries, read, metadata);
         file.Commit();
     }
@@ -106,19 +106,19 @@ public static class SafetensorsWriter
             return [path];
         }
 
-        var files = new List<PendingFile>();
+        var files = new List<AtomicFile>();
         try
         {
             var names = new SortedDictionary<string, string>(StringComparer.Ordinal);
             for (var i = 0; i < shards.Count; i++)
             {
                 var name = $"model-{i + 1:d5}-of-{shards.Count:d5}.safetensors";
-                files.Add(new PendingFile(Path.Combine(folder, name)));
+                files.Add(new AtomicFile(Path.Combine(folder, name)));
                 WriteTo(files[^1].Stream, shards[i], read, metadata);
                 files[^1].Close();
                 foreach (var entry in shards[i]) names.Add(entry.Name, name);
             }
-            files.Add(new PendingFile(Path.Combine(folder, "model.safetensors.index.json")));
+            files.Add(new AtomicFile(Path.Combine(folder, "model.safetensors.index.json")));
             JsonSerializer.Serialize(files[^1].Stream, new { metadata = new { total_size = shards.Sum(s => s.Sum(Bytes)) }, weight_map = names },
                 new JsonSerializerOptions { WriteIndented = true });
             foreach (var file in files) file.Commit();
@@ -237,43 +237,4 @@ public static class SafetensorsWriter
     }
 
     private static long Bytes(TensorEntry e) => ElementTypes.TryByteCount([.. e.Shape], e.DType, out var bytes) ? bytes : 0;
-
-    /// <summary>A file under a temporary name until it is complete.</summary>
-    private sealed class PendingFile : IDisposable
-    {
-        private readonly string _temporary;
-        private bool _committed;
-
-        public PendingFile(string path)
-        {
-            Path = System.IO.Path.GetFullPath(path);
-            _temporary = System.IO.Path.Combine(System.IO.Path.GetDirectoryName(Path)!, $".{System.IO.Path.GetFileName(Path)}.{Guid.NewGuid():n}.tmp");
-            Stream = new FileStream(_temporary, FileMode.CreateNew, FileAccess.Write, FileShare.None, bufferSize: 1 << 16);
-        }
-
-        public string Path { get; }
-
-        public FileStream Stream { get; }
-
-        /// <summary>Everything to the disk.</summary>
-        public void Close()
-        {
-            if (!Stream.CanWrite) return;
-            Stream.Flush(flushToDisk: true);
-            Stream.Dispose();
-        }
-
-        public void Commit()
-        {
-            Close();
-            File.Move(_temporary, Path, overwrite: true);
-            _committed = true;
-        }
-
-        public void Dispose()
-        {
-            Stream.Dispose();
-            if (!_committed) File.Delete(_temporary);
-        }
-    }
 }

@@ -1,4 +1,5 @@
 using System.Security.Cryptography;
+using MambaVL.Checkpoints;
 
 namespace MambaVL;
 
@@ -32,20 +33,7 @@ internal static class PatchCache
         var folder = Path.GetDirectoryName(file)!;
         if (OperatingSystem.IsWindows()) Directory.CreateDirectory(folder);
         else Directory.CreateDirectory(folder, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-        var temporary = Path.Combine(folder, $".{Path.GetFileName(file)}.{Environment.ProcessId}.{Path.GetRandomFileName()}");
-        try
-        {
-            using (var stream = new FileStream(temporary, FileMode.CreateNew, FileAccess.Write, FileShare.None))
-            {
-                stream.Write(bytes);
-                stream.Flush(flushToDisk: true);
-            }
-            File.Move(temporary, file, overwrite: true);
-        }
-        finally
-        {
-            File.Delete(temporary);
-        }
+        AtomicFile.Write(file, bytes);
     }
 
     private static bool Holds(string file, ReadOnlySpan<byte> bytes)

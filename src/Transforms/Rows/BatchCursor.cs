@@ -1,3 +1,4 @@
+using System.Runtime.ExceptionServices;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 
@@ -145,8 +146,25 @@ internal sealed class ColumnBuffer<T>(DataViewRow source, DataViewSchema.Column 
 {
     private readonly ValueGetter<T> _get = source.GetGetter<T>(column);
     private readonly T[] _values = new T[size];
+    private readonly ExceptionDispatchInfo?[] _failures = new ExceptionDispatchInfo?[size];
 
-    public override void Fetch(int row) => _get(ref _values[row]);
+    // A value that its source cannot give is missed when its own row is read, not by the rows before it in the batch.
+    public override void Fetch(int row)
+    {
+        _failures[row] = null;
+        try
+        {
+            _get(ref _values[row]);
+        }
+        catch (Exception e) when (e is not (OperationCanceledException or OutOfMemoryException))
+        {
+            _failures[row] = ExceptionDispatchInfo.Capture(e);
+        }
+    }
 
-    public void CopyTo(int row, ref T value) => ValueCopier<T>.Copy(in _values[row], ref value);
+    public void CopyTo(int row, ref T value)
+    {
+        _failures[row]?.Throw();
+        ValueCopier<T>.Copy(in _values[row], ref value);
+    }
 }

@@ -1,3 +1,4 @@
+using System.Runtime.ExceptionServices;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 
@@ -59,6 +60,7 @@ internal sealed class StepExecution
             var row = current();
             if (_errorColumn < 0 && _results.Error(row) is { } error)
             {
+                if (error is RowException) ExceptionDispatchInfo.Throw(error); // a step before this one says all already
                 var path = Rows[row].Path;
                 throw new RowException(_step.Transformer.Settings.Output, Rows[row].Position, path.Length > 0 ? path : null, error);
             }

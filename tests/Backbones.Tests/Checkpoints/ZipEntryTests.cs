@@ -46,6 +46,27 @@ public class ZipEntryTests
         using (read) read[4999].item<float>().Should().Be(4999);
     }
 
+    [Fact, Trait("Category", "Slow")]
+    public void AnEntryAboveFourGigabytesIsReadInPlace()
+    {
+        using var folder = new TemporaryFolder(inMemory: false);
+        var path = folder.Path("large.zip");
+        using (var zeros = torch.zeros((1L << 30) + 1000, dtype: ScalarType.Float32)) // pages that are only read take no memory
+        using (var last = tensor(new float[] { 1, 2, 3 }))
+        using (var zip = ZipFile.Open(path, ZipArchiveMode.Create))
+        {
+            using (var stream = zip.CreateEntry("a/weights.safetensors", CompressionLevel.NoCompression).Open())
+                SafetensorsWriter.Write(stream, new Dictionary<string, Tensor> { ["a"] = zeros, ["last"] = last });
+            using (var text = zip.CreateEntry("after.txt").Open()) text.Write(new byte[1000]);
+        }
+        new FileInfo(path).Length.Should().BeGreaterThan(1L << 32);
+        using var checkpoint = Checkpoint.OpenZipEntry(path, "a/weights.safetensors");
+        using var read = checkpoint.Read("last");
+        read.data<float>().Should().Equal(1, 2, 3);
+        using var large = checkpoint.Read("a");
+        large[-1].item<float>().Should().Be(0);
+    }
+
     private static string Write(TemporaryFolder folder, CompressionLevel level)
     {
         var path = folder.Path("model.zip");

@@ -24,6 +24,12 @@ public class CpuScanTests
             [.. ScanTesting.Widths.Select(bits => ($"{bits} bits", new ScanTesting.Scan(x => CpuScan.Run(x, bits))))]);
     }
 
+    [Fact]
+    public void EqualsTheFloat64ReferenceAtAnyShape() =>
+        Gen.Select(Gen.Int[1, 3], Gen.Int[1, 70], Gen.Int[1, 70], Gen.Int[1, 40], Gen.Int[0, 1000], Gen.Bool).Sample((b, d, l, n, seed, softplus) =>
+            ScanTesting.EqualsTheReference(CpuScan.Run, ScanTesting.Arguments(b, d, l, n, seed, softplus), $"({b}, {d}, {l}), n {n}, seed {seed}"),
+            iter: 25, threads: 1);
+
     [Theory]
     [InlineData("D")]
     [InlineData("z")]

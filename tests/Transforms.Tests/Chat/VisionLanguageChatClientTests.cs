@@ -86,19 +86,20 @@ public sealed class VisionLanguageChatClientTests : IDisposable
     [Fact]
     public async Task AnAnswerEndsAtTheLineBreakThatEndsEveryMessageOfAChat()
     {
+        using var client = new VisionLanguageChatClient(_model);
         // The model is random: sooner or later it writes a line break.
         var (seed, text) = Enumerable.Range(0, 50).Select(s => (s, Direct([new(Question)], Sampled(s)).Result.Text)).First(t => t.Text.IndexOf('\n') > 3);
         var options = new ChatOptions { MaxOutputTokens = 200, Temperature = 4, Seed = seed };
-        var response = await _client.GetResponseAsync([Ask(Question)], options);
+        var response = await client.GetResponseAsync([Ask(Question)], options);
         response.Text.Should().Be(text[..text.IndexOf('\n')]);
         response.FinishReason.Should().Be(ChatFinishReason.Stop);
         response.Usage!.OutputTokenCount.Should().BeLessThan(200);
 
         options.StopSequences = [];
-        (await _client.GetResponseAsync([Ask(Question)], options)).Text.Should().Be(text);
+        (await client.GetResponseAsync([Ask(Question)], options)).Text.Should().Be(text);
 
         options.StopSequences = [text.Substring(text.IndexOf('\n') + 1, 4)];
-        var streamed = await _client.GetStreamingResponseAsync([Ask(Question)], options).ToChatResponseAsync();
+        var streamed = await client.GetStreamingResponseAsync([Ask(Question)], options).ToChatResponseAsync();
         streamed.Text.Should().Be(text[..text.IndexOf(options.StopSequences[0], StringComparison.Ordinal)]);
         streamed.FinishReason.Should().Be(ChatFinishReason.Stop);
 

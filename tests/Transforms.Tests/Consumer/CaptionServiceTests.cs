@@ -67,6 +67,9 @@ public sealed class CaptionServiceTests : IDisposable
         response.StatusCode.Should().Be(HttpStatusCode.BadRequest);
         response.Content.Headers.ContentType!.MediaType.Should().Be("application/problem+json");
         (await response.Content.ReadFromJsonAsync<JsonElement>()).GetProperty("detail").GetString().Should().Match(message);
+
+        using var next = await client.PostAsync("/caption", Body(Photo));
+        next.StatusCode.Should().Be(HttpStatusCode.OK);
     }
 
     [Fact]

@@ -7,22 +7,24 @@ using Microsoft.CodeAnalysis.CSharp;
 namespace MambaVL.Tests;
 
 /// <summary>What the README says is so: its code runs, and what it points at is there.</summary>
-[Collection(Alone.Name)] // the program writes to the console
 public partial class ReadmeTests
 {
     private static readonly string Text = File.ReadAllText(Path.Combine(Fixtures.Repository, "README.md"));
 
-    [Fact]
-    public void TheProgramCompilesAndRuns()
+    [Theory]
+    [InlineData(0)]
+    [InlineData(1)]
+    public void EachProgramCompilesAndRuns(int index)
     {
         var folder = Directory.CreateTempSubdirectory("mambavl-readme-").FullName;
         try
         {
             using (var model = TinyVisionLanguage.Create(TinyVisionLanguage.Mamba)) model.Save(folder);
             var picture = Directory.EnumerateFiles(Path.Combine(Fixtures.Repository, "tests/data/fixtures/images"), "*.png").First();
-            var program = Code().Matches(Text).Select(m => m.Groups[1].Value).Single(c => c.Contains("FromPretrained"));
+            var program = Code().Matches(Text)[index].Groups[1].Value;
             program.Should().Contain("\"models/mambavl\"").And.Contain("\"photo.png\"");
-            program = program.Replace("\"models/mambavl\"", $"@\"{folder}\"").Replace("\"photo.png\"", $"@\"{picture}\"");
+            program = program.Replace("\"models/mambavl\"", $"@\"{folder}\"").Replace("\"photo.png\"", $"@\"{picture}\"")
+                .Replace("\"model.zip\"", $"@\"{Path.Combine(folder, "model.zip")}\"");
 
             Run(Compile(program)).Should().NotBeEmpty();
         }
@@ -35,6 +37,7 @@ public partial class ReadmeTests
     [Fact]
     public void WhatItNamesIsThere()
     {
+        Code().Count(Text).Should().Be(2, "each program has its test");
         var links = Link().Matches(Text).Select(m => m.Groups[1].Value).Where(l => !l.StartsWith("http")).ToList();
         links.Should().NotBeEmpty();
         var named = Command().Matches(Text).SelectMany(m => m.Value.Split(' ')).Where(w => w.Contains('/') || w.EndsWith(".sln"));
