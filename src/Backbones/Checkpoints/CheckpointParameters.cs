@@ -72,7 +72,7 @@ public sealed class CheckpointParameters : ParameterSource
     }
 
     /// <inheritdoc/>
-    public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
+    public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
     {
         ArgumentNullException.ThrowIfNull(name);
         ArgumentNullException.ThrowIfNull(shape);
@@ -87,7 +87,8 @@ public sealed class CheckpointParameters : ParameterSource
         using var scope = NewDisposeScope();
         using var noGrad = no_grad();
         var values = empty(shape, dtype: ScalarType.Float32);
-        initial(values);
+        using var random = new Generator((ulong)_taken.Count);
+        initial(values, random);
         return new Parameter(values.to(type).to(_part.Device ?? CPU).MoveToOuterDisposeScope(), requires_grad: false);
     }
 

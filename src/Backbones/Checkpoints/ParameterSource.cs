@@ -4,6 +4,12 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Checkpoints;
 
+/// <summary>Fills a new parameter in place with the values that training starts from.</summary>
+/// <param name="values">The parameter's values, float32 on the CPU.</param>
+/// <param name="random">Where random numbers come from: its own for each parameter, so that models which are built at the
+/// same time on several threads do not disturb each other, as they would on libtorch's one global generator.</param>
+public delegate void ParameterInitializer(Tensor values, Generator random);
+
 /// <summary>Where a model under construction takes its parameters from.</summary>
 /// <remarks>
 /// A model's constructor is the one description of its parameters: names, shapes, first values. It runs over
@@ -17,7 +23,7 @@ public abstract class ParameterSource
     /// <param name="shape">The shape that the model needs.</param>
     /// <param name="initial">Fills a new tensor in place with the values that training starts from.</param>
     /// <param name="keepFloat32">Whether the parameter stays float32 in a model of a lower precision.</param>
-    public abstract Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32);
+    public abstract Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32);
 
     /// <summary>The root of the names.</summary>
     public ParameterScope Root => new(this, "");
@@ -33,7 +39,7 @@ public readonly record struct ParameterScope(ParameterSource Source, string Pref
     public ParameterScope this[int index] => this[index.ToString(System.Globalization.CultureInfo.InvariantCulture)];
 
     /// <inheritdoc cref="ParameterSource.Take"/>
-    public Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32 = false)
+    public Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32 = false)
         => Source.Take(this[name].Prefix, shape, initial, keepFloat32);
 }
 
@@ -46,7 +52,7 @@ public sealed class ShapeRecorder : ParameterSource
     public IReadOnlyDictionary<string, long[]> Shapes => _shapes;
 
     /// <inheritdoc/>
-    public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
+    public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
     {
         if (!_shapes.TryAdd(name, shape)) throw new InvalidOperationException($"The parameter '{name}' is asked for twice.");
         return new Parameter(empty(shape, dtype: ScalarType.Float32, device: META), requires_grad: false);
@@ -61,12 +67,12 @@ public sealed class RandomParameters(long seed, ScalarType? dtype = null) : Para
     private long _next = seed;
 
     /// <inheritdoc/>
-    public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
+    public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
     {
         using var noGrad = no_grad();
         var values = empty(shape, dtype: ScalarType.Float32);
-        manual_seed(unchecked(_next++ * 0x9E3779B9L));
-        initial(values);
+        using var random = new Generator(unchecked((ulong)_next++ * 0x9E3779B97F4A7C15));
+        initial(values, random);
         var target = keepFloat32 ? ScalarType.Float32 : dtype ?? ScalarType.Float32;
         if (target != ScalarType.Float32)
         {

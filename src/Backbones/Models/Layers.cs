@@ -12,15 +12,16 @@ namespace MambaVL.Models;
 /// <summary>First values of parameters.</summary>
 internal static class Initial
 {
-    public static void Zeros(Tensor t) => t.fill_(0);
+    public static void Zeros(Tensor t, Generator random) => t.fill_(0);
 
-    public static void Ones(Tensor t) => t.fill_(1);
+    public static void Ones(Tensor t, Generator random) => t.fill_(1);
 
     /// <summary>Normal with the given standard deviation.</summary>
-    public static Action<Tensor> Normal(double std) => t => t.normal_(0, std);
+    public static ParameterInitializer Normal(double std) => (t, random) => t.normal_(0, std, random);
 
     /// <summary>Uniform within 1/sqrt(fanIn), what PyTorch gives a Linear.</summary>
-    public static Action<Tensor> FanIn(long fanIn) => t => t.uniform_(-1 / Math.Sqrt(fanIn), 1 / Math.Sqrt(fanIn));
+    public static ParameterInitializer FanIn(long fanIn) 
+        => (t, random) => t.uniform_(-1 / Math.Sqrt(fanIn), 1 / Math.Sqrt(fanIn), random);
 }
 
 /// <summary>y = x Wᵀ + b</summary>
@@ -30,7 +31,7 @@ internal sealed class Linear : nn.Module<Tensor, Tensor>
     public readonly Parameter? bias;  // (out)
 
     public Linear(ParameterScope p, long inFeatures, long outFeatures, bool hasBias = true,
-        Action<Tensor>? initial = null, Action<Tensor>? initialBias = null, bool biasFloat32 = false) : base(nameof(Linear))
+        ParameterInitializer? initial = null, ParameterInitializer? initialBias = null, bool biasFloat32 = false) : base(nameof(Linear))
     {
         weight = p.Take(nameof(weight), [outFeatures, inFeatures], initial ?? Initial.FanIn(inFeatures));
         if (hasBias) bias = p.Take(nameof(bias), [outFeatures], initialBias ?? Initial.Zeros, biasFloat32);

@@ -375,27 +375,28 @@ internal static class MambaInitial
     private const double LeastStep = 1e-3, GreatestStep = 1e-1, StepFloor = 1e-4;
 
     /// <summary>A = -1, -2, ... -n in every channel (S4D-Real).</summary>
-    public static void StateMatrixLog(Tensor t)
+    public static void StateMatrixLog(Tensor t, Generator random)
     {
         using var scope = NewDisposeScope();
         t.copy_(arange(1, t.shape[1] + 1, dtype: ScalarType.Float32).log().expand(t.shape));
     }
 
     /// <summary>Keeps the variance of the projected step sizes.</summary>
-    public static Action<Tensor> StepWeight(long rank) => t => t.uniform_(-Math.Pow(rank, -0.5), Math.Pow(rank, -0.5));
+    public static ParameterInitializer StepWeight(long rank) 
+        => (t, random) => t.uniform_(-Math.Pow(rank, -0.5), Math.Pow(rank, -0.5), random);
 
     /// <summary>What softplus turns into the wanted step sizes.</summary>
-    public static void StepBias(Tensor t)
+    public static void StepBias(Tensor t, Generator random)
     {
         using var scope = NewDisposeScope();
-        var step = t.uniform_(Math.Log(LeastStep), Math.Log(GreatestStep)).exp().clamp(min: StepFloor);
+        var step = t.uniform_(Math.Log(LeastStep), Math.Log(GreatestStep), random).exp().clamp(min: StepFloor);
         t.copy_(step + step.neg().expm1().neg().log());
     }
 
     /// <summary>A Linear's own values over the root of the number of layers, for that many add up in the residual.</summary>
-    public static Action<Tensor> Output(long fanIn, long layerCount)
+    public static ParameterInitializer Output(long fanIn, long layerCount)
     {
         var bound = 1 / Math.Sqrt(fanIn) / Math.Sqrt(layerCount);
-        return t => t.uniform_(-bound, bound);
+        return (t, random) => t.uniform_(-bound, bound, random);
     }
 }

@@ -62,7 +62,7 @@ public sealed class CheckpointMemoryTests(ITestOutputHelper output)
         {
             var shapes = checkpoint.Tensors.ToDictionary(t => t.Key, t => t.Value.Shape.ToArray());
             var source = new CheckpointParameters(checkpoint, shapes, dtype: type);
-            foreach (var (name, shape) in shapes) parameters.Add(source.Take(name, shape, _ => { }, keepFloat32: false));
+            foreach (var (name, shape) in shapes) parameters.Add(source.Take(name, shape, (_, _) => { }, keepFloat32: false));
         }
         foreach (var p in parameters) // every page of the weights is touched
             using (p.sum()) { }

@@ -152,7 +152,7 @@ public class CheckpointParametersTests : IDisposable
     {
         using var checkpoint = Save(("head.weight", ones(2, 3)));
         var source = new CheckpointParameters(checkpoint, Tiny, new CheckpointNames { MayBeMissing = ["norm.*"] }, ScalarType.BFloat16);
-        var norm = source.Take("norm.weight", [3], t => t.fill_(5), false);
+        var norm = source.Take("norm.weight", [3], (t, _) => t.fill_(5), false);
         (norm.dtype, norm.sum().to(ScalarType.Float32).item<float>()).Should().Be((ScalarType.BFloat16, 15));
     }
 
@@ -187,7 +187,7 @@ public class CheckpointParametersTests : IDisposable
         FluentActions.Invoking(() => new CheckpointParameters(checkpoint, Tiny, dtype: ScalarType.Int64)).Should().Throw<ArgumentException>().WithMessage("*Int64*");
     }
 
-    private static void Never(Tensor t) => throw new InvalidOperationException("A parameter of the checkpoint needs no initial values.");
+    private static void Never(Tensor t, Generator random) => throw new InvalidOperationException("A parameter of the checkpoint needs no initial values.");
 
     private Checkpoint Save(params (string Name, Tensor Value)[] tensors)
     {

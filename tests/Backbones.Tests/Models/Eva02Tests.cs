@@ -156,7 +156,7 @@ public class Eva02Tests
 
     private sealed class Given(Func<string, Tensor> values) : ParameterSource
     {
-        public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
+        public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
         {
             var value = values(name);
             value.shape.Should().Equal(shape, name);

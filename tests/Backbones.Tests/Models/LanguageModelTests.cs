@@ -307,11 +307,11 @@ public class LanguageModelTests
     /// <summary>First values with the small ones made larger, so that every part of a model shows in its output.</summary>
     private sealed class Enlarged(ParameterSource source) : ParameterSource
     {
-        public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
-            => source.Take(name, shape, t =>
+        public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
+            => source.Take(name, shape, (t, random) =>
             {
-                initial(t);
-                if (name.EndsWith("bias", StringComparison.Ordinal) && t.count_nonzero().item<long>() == 0) t.uniform_(-0.3, 0.3);
+                initial(t, random);
+                if (name.EndsWith("bias", StringComparison.Ordinal) && t.count_nonzero().item<long>() == 0) t.uniform_(-0.3, 0.3, random);
                 else if (name.Contains("embed", StringComparison.Ordinal)) t.mul_(20);
                 else if (name.StartsWith("gpt_neox", StringComparison.Ordinal) && shape.Length == 2) t.mul_(5);
             }, keepFloat32);
@@ -323,7 +323,7 @@ public class LanguageModelTests
 
         public long Created { get; private set; }
 
-        public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
+        public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
         {
             var before = LanguageModelTests.Created();
             Names.Add(name);

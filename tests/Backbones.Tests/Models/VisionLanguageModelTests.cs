@@ -213,9 +213,11 @@ public class VisionLanguageModelTests
     [Theory, MemberData(nameof(Backbones))]
     public void InBfloat16TheLogitsAreCloseAndBatchesStillExact(string backbone)
     {
+        // Weights of the size that models start with: larger ones amplify rounding errors in each layer.
         var config = TinyVisionLanguage.Config(backbone);
+        config = config with { Language = config.Language is GptNeoXConfig n ? n with { InitializerRange = 0.02 } : config.Language };
         using var wide = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1);
-        using var narrow = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1, ScalarType.BFloat16); // first values: the livelier model amplifies errors
+        using var narrow = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1, ScalarType.BFloat16);
         using var image = narrow.Encode(1);
         var requests = Conversations.Select(c => narrow.Request(image, c)).ToList();
         narrow.Generate(requests, Short).Select(a => a.Text).Should().Equal(requests.Select(r => narrow.Generate(r, Short).Text));

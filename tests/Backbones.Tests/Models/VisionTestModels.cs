@@ -10,7 +10,7 @@ namespace MambaVL.Tests.Models;
 /// <summary>Parameters straight from a fixture's file.</summary>
 internal sealed class FixtureParameters(Checkpoint checkpoint, ScalarType? dtype = null) : ParameterSource
 {
-    public override Parameter Take(string name, long[] shape, Action<Tensor> initial, bool keepFloat32)
+    public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
     {
         var values = checkpoint.Read(name, dtype);
         values.shape.Should().Equal(shape, "that is what the model asks for {0}", name);
