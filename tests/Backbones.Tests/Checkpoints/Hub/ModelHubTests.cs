@@ -3,6 +3,7 @@ using MambaVL.Checkpoints;
 
 namespace MambaVL.Tests.Checkpoints;
 
+[Collection(Alone.Name)] // servers and their time-outs want threads that are free
 public sealed class ModelHubTests : IDisposable
 {
     private readonly FakeHub _hub = new();
@@ -267,11 +268,12 @@ public sealed class ModelHubTests : IDisposable
         {
             if (!c.Request.Url!.AbsolutePath.StartsWith("/store/")) return false;
             c.Response.ContentLength64 = 300_000;
-            for (var i = 0; i < 100; i++)
+            // Slow enough that progress is told in between, however late the client gets to read; never the whole file.
+            for (var i = 0; i < 299 && !cancel.IsCancellationRequested; i++)
             {
-                c.Response.OutputStream.Write(_hub.Files["model.safetensors"], i * 3000, 3000);
+                c.Response.OutputStream.Write(_hub.Files["model.safetensors"], i * 1000, 1000);
                 c.Response.OutputStream.Flush();
-                Thread.Sleep(20);
+                Thread.Sleep(50);
             }
             return true;
         });
