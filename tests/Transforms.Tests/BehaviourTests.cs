@@ -173,6 +173,15 @@ public sealed class BehaviourTests : IDisposable
 
     private void CheckMemory(int rows)
     {
+        // A process grows some 20 MB while its code is compiled for good and its threads get their arenas; that is a share of a
+        // tiny model, and not what is asked here. So the rows pass once before they are measured.
+        Measure(rows);
+        var (first, last) = Measure(rows);
+        last.Should().BeLessThan((long)(first * 1.05), $"after 100 of {rows} images it was {first:N0} bytes");
+    }
+
+    private (long AfterHundred, long AtTheEnd) Measure(int rows)
+    {
         var data = _ml.Data.LoadFromEnumerable(Enumerable.Range(0, rows).Select(i => _pictures.Examples[i % 6]));
         var result = Caption(new() { BatchSize = 8, Generation = new() { MaxNewTokens = 2 } }).Fit(data).Transform(data);
         using var cursor = result.GetRowCursor([result.Schema["Caption"]]);
@@ -184,8 +193,7 @@ public sealed class BehaviourTests : IDisposable
             get(ref caption);
             if (i == 99) first = WorkingSet();
         }
-        var last = WorkingSet();
-        last.Should().BeLessThan((long)(first * 1.05), $"after 100 of {rows} images it was {first:N0} bytes");
+        return (first, WorkingSet());
     }
 
     private static long WorkingSet()
