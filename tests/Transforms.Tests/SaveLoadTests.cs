@@ -1,7 +1,9 @@
 using System.Diagnostics;
 using System.IO.Compression;
 using System.Text;
+using MambaVL.Models;
 using MambaVL.Tests.Models;
+using MambaVL.Tests.Prompts;
 using MambaVL.Transforms;
 using Microsoft.ML;
 using Microsoft.ML.Data;
@@ -27,6 +29,23 @@ public sealed class SaveLoadTests : IDisposable
         using var model = TinyVisionLanguage.Create(backbone);
         var (transformer, texts) = Captions(model);
         _ml.Model.Save(transformer, _pictures.Data(_ml).Schema, _pictures.Zip);
+        using var loaded = Load(out var found);
+        found.Should().Equal(texts);
+    }
+
+    [Fact, Trait("Category", "Slow")]
+    public void AModelOfMoreThan4GBIsSavedIntoTheZipAndLoaded()
+    {
+        var tiny = TinyVisionLanguage.Config(TinyVisionLanguage.Mamba);
+        var config = tiny with { Language = new MambaConfig { HiddenSize = 2048, LayerCount = 44, VocabularySize = tiny.Language.VocabularySize, TieEmbeddings = false } };
+        List<string> texts;
+        using (var model = VisionLanguageModel.Create(config, TinyTokenizer.Load(), 1))
+        {
+            model.NamedParameters().Sum(p => p.Parameter.numel() * 4).Should().BeGreaterThan(1L << 32);
+            (var transformer, texts) = Captions(model, WeightStorage.InZip);
+            _ml.Model.Save(transformer, _pictures.Data(_ml).Schema, _pictures.Zip);
+        }
+        new FileInfo(_pictures.Zip).Length.Should().BeGreaterThan(1L << 32);
         using var loaded = Load(out var found);
         found.Should().Equal(texts);
     }
@@ -240,10 +259,10 @@ public sealed class SaveLoadTests : IDisposable
         loaded.Invoking(l => l.Model).Should().Throw<ObjectDisposedException>("an engine owns its transformer unless it is told otherwise");
     }
 
-    private (VisionLanguageTransformer Transformer, List<string> Texts) Captions(VisionLanguageModel model)
+    private (VisionLanguageTransformer Transformer, List<string> Texts) Captions(VisionLanguageModel model, WeightStorage weights = WeightStorage.Auto)
     {
         var data = _pictures.Data(_ml);
-        var transformer = _ml.Transforms.CaptionImages("Caption", "Path", model, Pictures.Short).Fit(data);
+        var transformer = _ml.Transforms.CaptionImages("Caption", "Path", model, Pictures.Short with { Weights = weights }).Fit(data);
         var texts = Pictures.Texts(transformer.Transform(data), "Caption");
         texts.Should().HaveCount(_pictures.Examples.Count).And.OnlyHaveUniqueItems();
         return (transformer, texts);
