@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using MambaVL.Checkpoints;
+using MambaVL.Tests.Models;
 
 namespace MambaVL.Tests.Checkpoints;
 
@@ -27,6 +28,30 @@ public sealed class ModelHubTests : IDisposable
         var link = new FileInfo(Path.Combine(folder, "model.safetensors")).LinkTarget;
         link.Should().StartWith(Path.Combine("..", "..", "blobs"));
         Partials().Should().BeEmpty();
+    }
+
+    [Fact]
+    public void AModelIsLoadedByItsName()
+    {
+        var folder = Directory.CreateTempSubdirectory("mambavl-").FullName;
+        try
+        {
+            using var model = TinyVisionLanguage.Create(TinyVisionLanguage.Mamba);
+            model.Save(folder);
+            _hub.Files.Clear();
+            foreach (var file in Directory.EnumerateFiles(folder)) _hub.Files[Path.GetFileName(file)] = File.ReadAllBytes(file);
+            using var loaded = VisionLanguageModel.FromPretrained("owner/name", new() { Hub = Options(new()) });
+            foreach (var ((name, saved), (_, read)) in model.NamedParameters().Zip(loaded.NamedParameters())) Compare.Same(read, saved, name);
+
+            _hub.Files.Remove("tokenizer.json"); // as the published models: the tokeniser is another repository's
+            var act = () => VisionLanguageModel.FromPretrained("owner/name", new() { Hub = Options(new() { CacheFolder = folder }) });
+            act.Should().Throw<FileNotFoundException>().WithMessage($"*{VisionLanguageModel.PublishedTokenizer}*404*");
+            _hub.Requests.Should().Contain(r => r.Path.Contains(VisionLanguageModel.PublishedTokenizer));
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
     }
 
     [Fact]
