@@ -188,6 +188,7 @@ internal sealed class RotaryFunction : autograd.MultiTensorFunction<RotaryFuncti
         ctx.save_data(Gpu, gpu);
         ctx.save_data(Shape, shape);
         ctx.save_for_backward([table]);
+        ctx.set_materialize_grads(false); // TorchSharp's zeros need tensors that the caller's dispose scope has freed
         // Tokens before heads, as attention's own output lies: its gradients come back the same way.
         Tensor q = New(), k = New(), v = New();
         var source = CudaTensor.Pointer(packed);
@@ -211,7 +212,8 @@ internal sealed class RotaryFunction : autograd.MultiTensorFunction<RotaryFuncti
                 $"The rotary kernel has no second derivative (create_graph). Set {FusedChoice.Variable}=reference for one.");
             var (gpu, shape) = ((CudaGpu)ctx.get_data(Gpu), (RotaryShape)ctx.get_data(Shape));
             var table = ctx.get_saved_variables()[0];
-            Tensor q = Near(grad_outputs[0]), k = Near(grad_outputs[1]), v = Near(grad_outputs[2]);
+            var given = grad_outputs.First(t => !t.IsInvalid);
+            Tensor q = Near(grad_outputs[0], given), k = Near(grad_outputs[1], given), v = Near(grad_outputs[2], given);
             var (rows, tokens) = (q.shape[0], q.shape[2]);
             gradient = empty(rows, tokens, shape.Packed, dtype: q.dtype, device: q.device);
             var (target, size) = (CudaTensor.Pointer(gradient), (int)gradient.element_size());
@@ -230,6 +232,8 @@ internal sealed class RotaryFunction : autograd.MultiTensorFunction<RotaryFuncti
         return [_returned, null!, null!, null!];
     }
 
-    // Attention's gradients are; those of a sum, say, are an expanded scalar, whose heads are no neighbours.
-    private static Tensor Near(Tensor t) => t.stride(3) == 1 && (t.stride(0) | t.stride(1) | t.stride(2)) % 2 == 0 ? t : t.contiguous();
+    // A gradient that does not exist is zero. Attention's have the numbers of a head side by side; those of a sum, say, are an
+    // expanded scalar.
+    private static Tensor Near(Tensor t, Tensor like) => t.IsInvalid ? zeros(like.shape, dtype: like.dtype, device: like.device)
+        : t.stride(3) == 1 && (t.stride(0) | t.stride(1) | t.stride(2)) % 2 == 0 ? t : t.contiguous();
 }

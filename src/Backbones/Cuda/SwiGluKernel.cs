@@ -60,8 +60,8 @@ internal static class SwiGluKernel
 
     private static int Vector(long padded, int elementSize, params ReadOnlySpan<Tensor?> tensors)
     {
-        var together = 16 / elementSize | padded;
-        foreach (var t in tensors) together |= CudaTensor.Pointer(t) / elementSize;
+        long together = (long)(16 / elementSize) | padded;
+        foreach (var t in tensors) together |= (long)CudaTensor.Pointer(t) / elementSize;
         return (int)(together & -together);
     }
 
