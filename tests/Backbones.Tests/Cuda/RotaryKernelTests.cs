@@ -55,14 +55,14 @@ public class RotaryKernelTests(ITestOutputHelper output)
         {
             using var scope = NewDisposeScope();
             using var random = new Generator((ulong)(width + tokens));
-            var packed = CudaTesting.Normal(random, type, rows, tokens, shape.Packed);
+            var packed = CudaNumbers.Normal(random, type, rows, tokens, shape.Packed);
             var table = Table(shape, tokens, random);
             var onGpu = (halves ? table : table.view_as_complex()).to(CUDA);
             var exact = packed.to(ScalarType.Float64).cpu().requires_grad_();
             var expected = Reference(shape, exact, table.to(ScalarType.Float64));
-            var gradients = expected.Select(_ => CudaTesting.Normal(random, type, rows, count, tokens, width)).ToArray();
+            var gradients = expected.Select(_ => CudaNumbers.Normal(random, type, rows, count, tokens, width)).ToArray();
             autograd.backward([.. expected], [.. gradients.Select(g => g.to(ScalarType.Float64).cpu())]);
-            var tolerance = CudaTesting.Tolerance(type);
+            var tolerance = CudaNumbers.Tolerance(type);
 
             var learning = packed.clone().requires_grad_();
             var (q, k, v) = RotaryKernel.Split(gpu, shape, learning, onGpu);
@@ -76,11 +76,11 @@ public class RotaryKernelTests(ITestOutputHelper output)
             foreach (var (name, i, first, second, third) in new[] { ("queries", 0, q, q2, q3), ("keys", 1, k, k2, k3), ("values", 2, v, v2, v3) })
             {
                 output.Close(first, expected[i], tolerance, $"{type} {name}");
-                CudaTesting.SameBits(second, first, name);
-                CudaTesting.SameBits(third, first, $"{name} in place");
+                CudaNumbers.SameBits(second, first, name);
+                CudaNumbers.SameBits(third, first, $"{name} in place");
             }
             output.Close(learning.grad!, exact.grad!, tolerance, $"{type} gradient");
-            CudaTesting.SameBits(again.grad!, learning.grad!, "gradient");
+            CudaNumbers.SameBits(again.grad!, learning.grad!, "gradient");
         }
     }
 
@@ -91,7 +91,7 @@ public class RotaryKernelTests(ITestOutputHelper output)
         using var scope = NewDisposeScope();
         using var random = new Generator(1);
         var shape = new RotaryShape(3, 8, 8, Halves: false, ByHead: false);
-        var (packed, table) = (CudaTesting.Normal(random, ScalarType.Float32, 2, 5, shape.Packed), Table(shape, 5, random));
+        var (packed, table) = (CudaNumbers.Normal(random, ScalarType.Float32, 2, 5, shape.Packed), Table(shape, 5, random));
         var exact = packed.to(ScalarType.Float64).cpu().requires_grad_();
         Reference(shape, exact, table.to(ScalarType.Float64))[0].sum().backward();
         packed.requires_grad_();
@@ -111,18 +111,18 @@ public class RotaryKernelTests(ITestOutputHelper output)
         {
             using var scope = NewDisposeScope();
             using var random = new Generator((ulong)width);
-            var packed = CudaTesting.Normal(random, type, 1, tokens, shape.Packed);
+            var packed = CudaNumbers.Normal(random, type, 1, tokens, shape.Packed);
             var table = Table(shape, first + tokens, random);
             var expected = Reference(shape, packed.to(ScalarType.Float64).cpu(), table.to(ScalarType.Float64)[first..]);
-            var (keys, values) = (CudaTesting.Poisoned(type, count, first + tokens + 2, width), CudaTesting.Poisoned(type, count, first + tokens + 2, width));
+            var (keys, values) = (CudaNumbers.Poisoned(type, count, first + tokens + 2, width), CudaNumbers.Poisoned(type, count, first + tokens + 2, width));
             keys.narrow(1, 0, first).fill_(2);
             values.narrow(1, 0, first).fill_(3);
             var (q, k, v) = RotaryKernel.SplitToCache(gpu, shape, packed, table.to(CUDA), keys, values, first);
-            output.Close(q, expected[0], CudaTesting.Tolerance(type), $"{type} queries");
+            output.Close(q, expected[0], CudaNumbers.Tolerance(type), $"{type} queries");
             foreach (var (name, i, all, cache, before) in new[] { ("keys", 1, k, keys, 2), ("values", 2, v, values, 3) })
             {
                 all.shape.Should().Equal(1, count, first + tokens, width);
-                output.Close(all.narrow(2, first, tokens), expected[i], CudaTesting.Tolerance(type), $"{type} {name}");
+                output.Close(all.narrow(2, first, tokens), expected[i], CudaNumbers.Tolerance(type), $"{type} {name}");
                 all.narrow(2, 0, first).eq(before).all().item<bool>().Should().BeTrue($"{name} that were there stay");
                 cache.narrow(1, first + tokens, 2).isnan().all().item<bool>().Should().BeTrue($"{name} behind the last are not touched");
             }
@@ -167,7 +167,7 @@ public class RotaryKernelTests(ITestOutputHelper output)
         {
             var (cos, sin) = (table[.., .., 0], table[.., .., 1]);                      // (l, n)
             var moving = x.narrow(-1, 0, 2 * n);
-            var pairs = shape.Halves ? moving.unflatten(-1, 2, n).transpose(-1, -2) : moving.unflatten(-1, n, 2); // (b, h, l, n, 2)
+            var pairs = shape.Halves ? moving.unflatten(3, 2, n).transpose(-1, -2) : moving.unflatten(3, n, 2); // (b, h, l, n, 2)
             var (first, second) = (pairs.select(-1, 0), pairs.select(-1, 1));
             var turned = stack([first * cos - second * sin, second * cos + first * sin], -1);
             turned = (shape.Halves ? turned.transpose(-1, -2) : turned).flatten(-2);

@@ -20,17 +20,17 @@ public class SwiGluKernelTests(ITestOutputHelper output)
         {
             using var scope = NewDisposeScope();
             using var random = new Generator((ulong)width);
-            var x = CudaTesting.Normal(random, type, rows, 2 * padded);
-            var (weight, bias) = (CudaTesting.Normal(random, type, padded), CudaTesting.Normal(random, type, padded));
+            var x = CudaNumbers.Normal(random, type, rows, 2 * padded);
+            var (weight, bias) = (CudaNumbers.Normal(random, type, padded), CudaNumbers.Normal(random, type, padded));
             foreach (var behind in new[] { x[.., width..padded], x[.., (padded + width)..], weight[width..], bias[width..] }) behind.fill_(float.NaN); // never read into a result
 
             var exact = x.to(ScalarType.Float64).cpu();
             var expected = F.silu(exact[.., ..width]) * exact[.., padded..(padded + width)];
             if (norm) expected = F.layer_norm(expected, [width], weight[..width].to(ScalarType.Float64).cpu(), bias[..width].to(ScalarType.Float64).cpu(), Epsilon);
             var y = Run();
-            output.Close(y[.., ..width], expected, CudaTesting.Tolerance(type), $"{type}, {(norm ? "normed" : "gated alone")}");
+            output.Close(y[.., ..width], expected, CudaNumbers.Tolerance(type), $"{type}, {(norm ? "normed" : "gated alone")}");
             y[.., width..].eq(0).all().item<bool>().Should().BeTrue("zeros pad the result");
-            CudaTesting.SameBits(Run(), y, "the result");
+            CudaNumbers.SameBits(Run(), y, "the result");
 
             Tensor Run() => SwiGluKernel.Run(gpu, x, width, norm ? weight : null, norm ? bias : null, Epsilon);
         }
