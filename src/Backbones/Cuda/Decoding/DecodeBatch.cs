@@ -64,7 +64,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
         }
     }
 
-    ~DecodeBatch() => Release();
+    ~DecodeBatch() => Dispose(false);
 
     /// <summary>Whether a kernel may start while the one before it ends. For measuring what that gives.</summary>
     public static bool Overlap { get; set; } = true;
@@ -111,6 +111,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     {
         if (InFlight > 0) throw new InvalidOperationException($"{InFlight} steps are still on their way.");
         if (states.Count < 1 || states.Count > MaxRows) throw new ArgumentException($"{states.Count} rows were given; expected 1 to {MaxRows}.", nameof(states));
+        Prepare(states);
         Count = states.Count;
         ref var control = ref *(DecodeControl*)_staging;
         control = new()
@@ -195,9 +196,35 @@ internal abstract unsafe class DecodeBatch : IDisposable
     public void Dispose()
     {
         GC.SuppressFinalize(this);
-        Release();
-        foreach (var buffer in _buffers) buffer.Dispose();
-        _buffers.Clear();
+        Dispose(true);
+    }
+
+    protected virtual void Dispose(bool disposing)
+    {
+        Forget();
+        if (disposing)
+        {
+            foreach (var buffer in _buffers) buffer.Dispose();
+            _buffers.Clear();
+        }
+        if (_staging == null && _ring == null) return;
+        using var scope = Gpu.Enter();
+        if (_staging != null) Gpu.Api.cuMemFreeHost(_staging);
+        if (_ring != null) Gpu.Api.cuMemFreeHost(_ring);
+        _staging = null;
+        _ring = null;
+    }
+
+    /// <summary>Makes what the layers need for rows to come.</summary>
+    protected virtual void Prepare(IReadOnlyList<DecoderState> states)
+    {
+    }
+
+    /// <summary>Drops the graphs: an address in them has changed.</summary>
+    protected void Forget()
+    {
+        foreach (var graph in _graphs) graph?.Dispose();
+        Array.Clear(_graphs);
     }
 
     /// <summary>What the tables hold of a row's state.</summary>
@@ -280,18 +307,6 @@ internal abstract unsafe class DecodeBatch : IDisposable
     private void Check(int status, string call)
     {
         if (status != 0) throw new CudaException($"{call} for a decoding batch on cuda:{Gpu.Index} gave {Gpu.Api.Meaning(status)}.");
-    }
-
-    private void Release()
-    {
-        foreach (var graph in _graphs) graph?.Dispose();
-        Array.Clear(_graphs);
-        if (_staging == null && _ring == null) return;
-        using var scope = Gpu.Enter();
-        if (_staging != null) Gpu.Api.cuMemFreeHost(_staging);
-        if (_ring != null) Gpu.Api.cuMemFreeHost(_ring);
-        _staging = null;
-        _ring = null;
     }
 }
 
