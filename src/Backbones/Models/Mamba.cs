@@ -114,6 +114,7 @@ public sealed class Mamba : LanguageModel
     internal readonly MambaBackbone backbone;
     internal readonly Linear? lm_head; // absent where the head is the embedding table
     private readonly MambaDecoder _decoder;
+    private readonly MambaCudaDecoder _cudaDecoder;
 
     /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">A size is not positive.</exception>
@@ -125,7 +126,7 @@ public sealed class Mamba : LanguageModel
         backbone = new(p[nameof(backbone)], config);
         if (!config.TieEmbeddings)
             lm_head = new(p[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
-        _decoder = new(this);
+        (_decoder, _cudaDecoder) = (new(this), new(this));
         RegisterComponents();
     }
 
@@ -179,6 +180,7 @@ public sealed class Mamba : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<MambaState>(ids, states);
+        if (_cudaDecoder.Decode(ids, states) is { } near) return near;
         if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
@@ -188,6 +190,8 @@ public sealed class Mamba : LanguageModel
             rows[i] = Prefill(backbone.embedding.forward(ids.narrow(0, i, 1).unsqueeze(0)), states[i]); // (1, v)
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
+
+    internal override CudaDecoder CudaDecoder => _cudaDecoder;
 
     private Tensor Head(Tensor x) => F.linear(x, lm_head?.weight ?? backbone.embedding.weight);
 
