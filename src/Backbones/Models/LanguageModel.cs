@@ -1,3 +1,4 @@
+using MambaVL.Kernels;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -58,6 +59,14 @@ public abstract class LanguageModel : nn.Module
     /// is full; or an id is no row of the embedding table.</exception>
     /// <exception cref="ObjectDisposedException">A state was disposed.</exception>
     public abstract Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states);
+
+    /// <summary>Whether <see cref="LoraAdapters"/> are attached and not merged: then the weights alone are not the whole model.</summary>
+    public bool HasAdapters => Adapters is not null;
+
+    internal LoraAdapters? Adapters { get; set; }
+
+    // The kernels read the weights alone; adapters are beside them.
+    private protected bool UseKernels => Adapters is null && DecoderChoice.UseKernels;
 
     private protected void CheckIds(Tensor ids, int rank)
     {
