@@ -154,17 +154,4 @@ public sealed class TensorBoardWriterTests : IDisposable
         }
         return ~crc;
     }
-
-    private sealed class Clock(double unixSeconds) : TimeProvider
-    {
-        private TimeSpan _passed;
-
-        public void Advance(TimeSpan time) => _passed += time;
-
-        public override DateTimeOffset GetUtcNow() => DateTimeOffset.UnixEpoch.AddSeconds(unixSeconds) + _passed;
-
-        public override long TimestampFrequency => TimeSpan.TicksPerSecond;
-
-        public override long GetTimestamp() => _passed.Ticks;
-    }
 }
