@@ -187,8 +187,8 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
-        if (_cudaDecoder.Decode(ids, states) is { } near) return near;
-        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
+        if (CudaDecoder?.Decode(ids, states) is { } near) return near;
+        if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
@@ -198,7 +198,7 @@ public sealed class GptNeoX : LanguageModel
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
 
-    internal override CudaDecoder CudaDecoder => _cudaDecoder;
+    private protected override CudaDecoder OwnCudaDecoder => _cudaDecoder;
 
     private Tensor LastLogits(Tensor x)
     {

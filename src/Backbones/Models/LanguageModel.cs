@@ -1,4 +1,5 @@
 using MambaVL.Cuda;
+using MambaVL.Kernels;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -60,13 +61,23 @@ public abstract class LanguageModel : nn.Module
     /// <exception cref="ObjectDisposedException">A state was disposed.</exception>
     public abstract Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states);
 
-    /// <summary>Decodes on the GPU; null in a model that is not this library's.</summary>
-    internal virtual CudaDecoder? CudaDecoder => null;
+    /// <summary>Whether <see cref="LoraAdapters"/> are attached and not merged: then the weights alone are not the whole model.</summary>
+    public bool HasAdapters => Adapters is not null;
+
+    internal LoraAdapters? Adapters { get; set; }
+
+    // The kernels read the weights alone; adapters are beside them.
+    private protected bool UseKernels => Adapters is null && DecoderChoice.UseKernels;
+
+    /// <summary>Decodes on the GPU; null in a model that is not this library's, and while adapters are attached.</summary>
+    internal CudaDecoder? CudaDecoder => Adapters is null ? OwnCudaDecoder : null;
+
+    private protected virtual CudaDecoder? OwnCudaDecoder => null;
 
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {
-        if (disposing) CudaDecoder?.Dispose();
+        if (disposing) OwnCudaDecoder?.Dispose();
         base.Dispose(disposing);
     }
 
