@@ -11,10 +11,12 @@ internal static unsafe class CudaFaults
     /// <summary>The environment variable; read once.</summary>
     public const string Variable = "MAMBAVL_CUDA_SYNC";
 
+    /// <summary>Whether every launch is waited for. Nothing can be recorded as a graph then.</summary>
+    public static bool Synchronous { get; } = Environment.GetEnvironmentVariable(Variable) == "1";
+
     // Errors of a kernel that ran, rather than of a launch that was refused (cuda.h): the context is lost after them.
     private static readonly HashSet<int> Faults = [700, 702, 710, 713, 714, 715, 716, 717, 718, 719, 999];
 
-    private static readonly bool Synchronous = Environment.GetEnvironmentVariable(Variable) == "1";
     private static readonly ConcurrentDictionary<int, Recent> ByGpu = new();
 
     [ThreadStatic]

@@ -88,14 +88,6 @@ public class CudaTests
             || problem.Contains("NVRTC", StringComparison.Ordinal) || problem.Contains("capability", StringComparison.Ordinal)).Should().BeTrue(problem);
     }
 
-    [SkippableFact]
-    public void WithoutAGpuTensorsOnTheCpuAreNotTouched()
-    {
-        Skip.IfNot(CudaGpu.TryGet(0, out _) is null, "There is a GPU.");
-        ScanBackend.Choose(null, DeviceType.CPU, ScalarType.Float32).Name.Should().Be("cpu");
-        FluentActions.Invoking(() => ScanBackend.Choose("cuda", DeviceType.CPU, ScalarType.Float32)).Should().Throw<Exception>().WithMessage("*MAMBAVL_SCAN*");
-    }
-
     [Fact]
     public void AnAddressIsThatOfTheFirstElement()
     {
