@@ -270,7 +270,9 @@ internal sealed class MambaBackbone : nn.Module
         if (Fused(x, hiddenStates) is { } fused)
         {
             using var input = x;
+            var known = hiddenStates?.Count ?? 0;
             x = fused.Run(input, state, hiddenStates);
+            for (var i = known; i < hiddenStates?.Count; i++) hiddenStates[i].MoveToOuterDisposeScope();
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
             return x;
         }
