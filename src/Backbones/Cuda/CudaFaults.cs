@@ -11,19 +11,35 @@ internal static unsafe class CudaFaults
     /// <summary>The environment variable; read once.</summary>
     public const string Variable = "MAMBAVL_CUDA_SYNC";
 
+    /// <summary>Whether every launch is waited for. Nothing can be recorded as a graph then.</summary>
+    public static bool Synchronous { get; } = Environment.GetEnvironmentVariable(Variable) == "1";
+
     // Errors of a kernel that ran, rather than of a launch that was refused (cuda.h): the context is lost after them.
     private static readonly HashSet<int> Faults = [700, 702, 710, 713, 714, 715, 716, 717, 718, 719, 999];
 
-    private static readonly bool Synchronous = Environment.GetEnvironmentVariable(Variable) == "1";
     private static readonly ConcurrentDictionary<int, Recent> ByGpu = new();
+
+    [ThreadStatic]
+    private static bool _recording;
+
+    /// <summary>Whether the calling thread records launches into a graph: they run later, and cannot be waited for.</summary>
+    public static bool Recording { set => _recording = value; }
 
     /// <summary>Remembers a launch; in synchronous mode waits for it.</summary>
     public static void Launched(CudaKernel kernel, nint stream)
     {
         ByGpu.GetOrAdd(kernel.Gpu.Index, _ => new()).Add(kernel);
-        if (!Synchronous) return;
+        if (!Synchronous || _recording) return;
         var status = kernel.Gpu.Api.cuStreamSynchronize(stream);
         if (status != 0) throw new CudaException($"The kernel {kernel.Name} failed on cuda:{kernel.Gpu.Index}: {kernel.Gpu.Api.Meaning(status)}. {Lost}");
+    }
+
+    /// <summary>In synchronous mode waits for a graph that was started.</summary>
+    public static void Launched(CudaGpu gpu, string graph, nint stream)
+    {
+        if (!Synchronous) return;
+        var status = gpu.Api.cuStreamSynchronize(stream);
+        if (status != 0) throw new CudaException($"A kernel of the graph {graph} failed on cuda:{gpu.Index}: {gpu.Api.Meaning(status)}. {Lost}");
     }
 
     /// <summary>Waits for a stream; a fault in it names the kernels.</summary>

@@ -3,6 +3,7 @@ namespace MambaVL.Cuda;
 /// <summary>A sequence of launches, recorded once and then started by one call. Owns the executable graph.</summary>
 internal sealed unsafe class CudaGraph : IDisposable
 {
+    private const int NonBlocking = 1; // CU_STREAM_NON_BLOCKING
     private const int Relaxed = 2; // CU_STREAM_CAPTURE_MODE_RELAXED: other threads may go on using the GPU
 
     private readonly CudaGpu _gpu;
@@ -19,18 +20,25 @@ internal sealed unsafe class CudaGraph : IDisposable
         using var scope = gpu.Enter();
         var api = gpu.Api;
         nint stream = 0, graph = 0, executable = 0;
-        Check(api.cuStreamCreate(&stream, 0), "cuStreamCreate");
+        // Not tied to the default stream: work that another thread puts there meanwhile would end the capture.
+        Check(api.cuStreamCreate(&stream, NonBlocking), "cuStreamCreate");
         try
         {
             Check(api.cuStreamBeginCapture_v2(stream, Relaxed), "cuStreamBeginCapture");
             try
             {
+                CudaFaults.Recording = true;
                 launches(stream);
             }
             finally
             {
+                CudaFaults.Recording = false;
                 var status = api.cuStreamEndCapture(stream, &graph);
-                if (status != 0 && graph != 0) api.cuGraphDestroy(graph);
+                if (status != 0 && graph != 0)
+                {
+                    api.cuGraphDestroy(graph);
+                    graph = 0;
+                }
             }
             if (graph == 0) throw new CudaException($"Recording {name} as a CUDA graph failed.");
             Check(api.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuGraphInstantiate");
@@ -56,6 +64,7 @@ internal sealed unsafe class CudaGraph : IDisposable
         using var scope = _gpu.Enter();
         var status = _gpu.Api.cuGraphLaunch(_executable, stream);
         if (status != 0) throw new CudaException($"Starting the graph {_name} on cuda:{_gpu.Index} gave {_gpu.Api.Meaning(status)}.");
+        CudaFaults.Launched(_gpu, _name, stream);
     }
 
     public void Dispose()

@@ -41,7 +41,7 @@ public sealed class Eva02 : VisionEncoder
         var grid = config.ImageSize / config.PatchSize;
         patch_embed = new(p[nameof(patch_embed)], config);
         cls_token = p.Take(nameof(cls_token), [1, 1, config.Width], Initial.Normal(0.02));
-        pos_embed = p.Take(nameof(pos_embed), [1, 1 + (long)grid * grid, config.Width], Initial.Normal(0.02));
+        pos_embed = p.Take(nameof(pos_embed), [1, 1 + (long)grid * grid, config.Width], Eva02Initial.Positions(grid));
         blocks = new([.. Enumerable.Range(0, config.Depth).Select(i => new Eva02Block(p[nameof(blocks)][i], config))]);
         if (config.FinalNorm) norm = new(p[nameof(norm)], config.Width, Eva02Config.NormEps, NormKind.LayerNorm);
         else fc_norm = new(p[nameof(fc_norm)], config.Width, Eva02Config.NormEps, NormKind.LayerNorm);
@@ -482,4 +482,30 @@ internal static class AntialiasedBicubic
             : x < 2 ? (((x - 5) * x + 8) * x - 4) * a
             : 0;
     }
+}
+
+/// <summary>What training starts from, where timm's values are not it.</summary>
+internal static class Eva02Initial
+{
+    // Wavelengths from 2 pi patches up to this many times as long: beyond that a wave is flat over any grid of use here.
+    private const double LongestOverShortest = 100;
+
+    /// <summary>Waves along the rows in one half of the channels, along the columns in the other, for a grid of patches; zeros for
+    /// the class token.</summary>
+    /// <remarks>timm starts from noise of 0.02, which a pre-training on billions of pictures turns into positions. A model that
+    /// starts from random weights on a small data set learns to tell where things are only once positions stand out beside
+    /// the patches' content; with waves of the size of the content they do from the first step. They are learnt on from there.</remarks>
+    public static ParameterInitializer Positions(int grid) => (t, _) =>
+    {
+        using var scope = NewDisposeScope();
+        var quarter = t.shape[2] / 4;
+        t.fill_(0);
+        if (quarter == 0) return;
+        var frequencies = (arange(quarter, dtype: ScalarType.Float32) * (-Math.Log(LongestOverShortest) / quarter)).exp(); // (d/4)
+        var waves = arange(grid, dtype: ScalarType.Float32).unsqueeze(1) * frequencies;                                    // (grid, d/4)
+        waves = cat([waves.sin(), waves.cos()], 1);                                                                       // (grid, d/2)
+        var rows = waves.unsqueeze(1).expand(grid, grid, 2 * quarter);
+        var columns = waves.unsqueeze(0).expand(grid, grid, 2 * quarter);
+        t[0, 1.., ..(int)(4 * quarter)].copy_(cat([rows, columns], 2).flatten(0, 1));                                     // (n, d)
+    };
 }

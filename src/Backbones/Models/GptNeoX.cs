@@ -118,6 +118,7 @@ public sealed class GptNeoX : LanguageModel
     internal readonly GptNeoXBody gpt_neox;
     internal readonly Linear? embed_out; // absent where the head is the embedding table
     private readonly GptNeoXDecoder _decoder;
+    private readonly GptNeoXCudaDecoder _cudaDecoder;
 
     /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">The sizes contradict each other.</exception>
@@ -129,7 +130,7 @@ public sealed class GptNeoX : LanguageModel
         gpt_neox = new(p[nameof(gpt_neox)], config);
         if (!config.TieEmbeddings)
             embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, false, Initial.Normal(config.InitializerRange));
-        _decoder = new(this);
+        (_decoder, _cudaDecoder) = (new(this), new(this));
         RegisterComponents();
     }
 
@@ -186,6 +187,7 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
+        if (_cudaDecoder.Decode(ids, states) is { } near) return near;
         if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
@@ -195,6 +197,8 @@ public sealed class GptNeoX : LanguageModel
             rows[i] = Prefill(gpt_neox.embed_in.forward(ids.narrow(0, i, 1).unsqueeze(0)), states[i]); // (1, v)
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
+
+    internal override CudaDecoder CudaDecoder => _cudaDecoder;
 
     private Tensor LastLogits(Tensor x)
     {
@@ -318,7 +322,7 @@ internal sealed class GptNeoXBody : nn.Module
     // Position p turns the pair (i, i + r/2) of a head by the angle p / base^(2i/r). Positions and angles are float32 in
     // every precision, for bfloat16 does not tell position 257 from 258; only the tables are rounded to the model's.
     // Padding on the left takes part in the count, as in transformers: only differences of positions matter.
-    private (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
+    internal (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
     {
         var (r, device, dtype) = (_config.RotarySize, embed_in.weight.device, embed_in.weight.dtype);
         var frequencies = _config.RotaryFrequencies(device);                                 // (r/2)

@@ -1,3 +1,4 @@
+using MambaVL.Cuda;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -58,6 +59,16 @@ public abstract class LanguageModel : nn.Module
     /// is full; or an id is no row of the embedding table.</exception>
     /// <exception cref="ObjectDisposedException">A state was disposed.</exception>
     public abstract Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states);
+
+    /// <summary>Decodes on the GPU; null in a model that is not this library's.</summary>
+    internal virtual CudaDecoder? CudaDecoder => null;
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) CudaDecoder?.Dispose();
+        base.Dispose(disposing);
+    }
 
     private protected void CheckIds(Tensor ids, int rank)
     {

@@ -45,12 +45,13 @@ DEVICE float reciprocal_fast(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
 
-// log(1 + e^x), and its slope 1 / (1 + e^-x). Above 20 it is x to the last bit of float32; far below zero the logarithm's
-// argument rounds to one, so there log(1 + t) = t - t^2 / 2.
+// log(1 + e^x), within 1e-6 of itself: the special function unit's logarithm near one would lose small step sizes.
+// log(1 + t) = 2 artanh(t / (2 + t)); the polynomial is that of VectorMath.
 DEVICE float softplus(float x) {
-    if (x > 20.0f) return x;
-    float t = exp2_fast(x * LOG2_E);
-    return t < 1e-3f ? t - 0.5f * t * t : log2_fast(1.0f + t) * LN_2;
+    float t = exp2_fast(-LOG2_E * fabsf(x));
+    float s = t * reciprocal_fast(2.0f + t), q = s * s;
+    float p = fmaf(fmaf(fmaf(fmaf(0.134418054f, q, 0.141156397f), q, 0.200038912f), q, 0.333333195f), q, 1.0f);
+    return fmaxf(x, 0.0f) + (s + s) * p;
 }
 DEVICE float sigmoid(float x) { return reciprocal_fast(1.0f + exp2_fast(-x * LOG2_E)); }
 DEVICE float silu(float x) { return x * sigmoid(x); }
