@@ -1,9 +1,9 @@
 // What stands before and behind the layers of a decode step, for both models: the embedding of the last ids, the head, and the
 // choice of the next ids, which stay on the GPU for the next step and go to the host's memory beside it.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DD=1536 -DV=50280 -DLAYER_NORM=false
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=132 -DD=2560 -DV=50304 -DLAYER_NORM=true
-// check: -DTYPE=float -DB=4 -DSMS=40 -DD=37 -DV=101 -DLAYER_NORM=true
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DSTAGED=98304 -DD=1536 -DV=50280 -DLAYER_NORM=false
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=132 -DSTAGED=98304 -DD=2560 -DV=50304 -DLAYER_NORM=true
+// check: -DTYPE=float -DB=4 -DSMS=40 -DSTAGED=20000 -DD=37 -DV=101 -DLAYER_NORM=true
 #include "decode.cuh"
 
 #define RING 64  // steps that the host may lag behind
