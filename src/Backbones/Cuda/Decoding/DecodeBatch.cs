@@ -54,7 +54,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
             Residual = Floats(shape.Hidden);
             _ends = ends with
             {
-                Residual = Residual, Logits = CudaTensor.Pointer(_logits), Control = CudaTensor.Pointer(_control), Seen = CudaTensor.Pointer(_seen), Ring = (nint)_ring,
+                Residual = Residual, Logits = CudaTensor.Pointer(_logits), Control = CudaTensor.Pointer(_control), Listed = Floats(shape.Vocabulary), Seen = CudaTensor.Pointer(_seen), Ring = (nint)_ring,
             };
         }
         catch
@@ -320,6 +320,6 @@ internal readonly record struct DecoderShape(int Hidden, int Vocabulary, int Lay
 [StructLayout(LayoutKind.Sequential)]
 internal record struct EndArguments
 {
-    public nint Table, Norm, NormBias, Head, Residual, Logits, Control, Seen, Ring;
+    public nint Table, Norm, NormBias, Head, Residual, Logits, Control, Listed, Seen, Ring;
     public float Epsilon;
 }

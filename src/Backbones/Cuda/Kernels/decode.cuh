@@ -22,6 +22,8 @@
 // Two blocks of this size share a multiprocessor, so that one asks for its weights while the other ends.
 #define BLOCKS_AT_ONCE (B <= 8 ? 2 : 1)
 
+#define COUNTED __host__ __device__  // counted by the compiler, for names outside of any function too
+
 #define MOST_ROWS 16
 
 // What a step reads and moves on by itself; DecodeControl in C#. The host writes it when the batch changes.
@@ -52,18 +54,18 @@ constexpr int GROUP = 4 * VECTOR;          // columns of a group
 #define PREFETCH 98304
 #endif
 
-constexpr int groups(int columns) { return (columns + GROUP - 1) / GROUP; }
-constexpr int tiles(int rows) { return (rows + TILE - 1) / TILE; }
+COUNTED constexpr int groups(int columns) { return (columns + GROUP - 1) / GROUP; }
+COUNTED constexpr int tiles(int rows) { return (rows + TILE - 1) / TILE; }
 
 // The most slices with which the blocks of one matrix still stand on the multiprocessors all at once. DecodeGrid.cs counts alike.
-constexpr int slices(int rows, int columns, int blocks) {
+COUNTED constexpr int slices(int rows, int columns, int blocks) {
     int s = WARPS;
     while (s > 1 && ((tiles(rows) + WARPS / s - 1) / (WARPS / s) > blocks || groups(columns) < s)) s /= 2;
     return s;
 }
 
 // --- Activations as the products read them: (group, row of the batch, GROUP); for the tensor cores twice, high and low ---
-constexpr int packed_words(int columns) { return groups(columns) * GROUP * B / 4; }  // of 16 bytes
+COUNTED constexpr int packed_words(int columns) { return groups(columns) * GROUP * B / 4; }  // of 16 bytes
 
 DEVICE void pack_one(Words* x, int columns, int b, int column, float value) {
     const int at = (column / GROUP * B + b) * GROUP + column % GROUP;
@@ -86,7 +88,7 @@ DEVICE void pack(Words* x, int columns, int b, int column, float value) {
 
 // Whether a block copies activations of so many columns into shared memory: one wait instead of many short ones. Where that
 // would leave no room for the next kernel's block, the products read them where they lie. DecodeGrid.cs decides alike.
-constexpr bool is_staged(int columns) { return packed_words(columns) * 16 <= STAGED; }
+COUNTED constexpr bool is_staged(int columns) { return packed_words(columns) * 16 <= STAGED; }
 
 // The copy; nobody reads it before the next __syncthreads.
 DEVICE void stage(const Words* x, int columns, Words* to) {
@@ -224,7 +226,7 @@ struct Sums {
 #endif
 
 // Loads of a lane that are on their way at once: a divisor of all of them where there is one.
-constexpr int loads_ahead(int count) {
+COUNTED constexpr int loads_ahead(int count) {
     for (int ahead = 8; ahead >= 4; ahead--)
         if (count % ahead == 0) return ahead;
     return 8;
@@ -247,7 +249,7 @@ template <int COLUMNS, int SLICES> DEVICE void accumulate(Sums& sums, const TYPE
     }
 }
 
-template <int SLICES> constexpr int rows_at_once() { return WARPS / SLICES * TILE; }
+template <int SLICES> COUNTED constexpr int rows_at_once() { return WARPS / SLICES * TILE; }
 
 // All rows of a product that fall to one block of several: part(sums, row, slice) adds what a warp has, finish(row, b, sum) takes
 // a sum, on one thread. partial: WARPS * TILE * B floats of shared memory.
