@@ -221,7 +221,7 @@ internal sealed class MambaState : DecoderState
         var (config, device) = (model.Config, model.backbone.embedding.weight.device);
         Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
         Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.fill_(0);
+        foreach (var t in Convolution.Concat(Scan)) t.zero_();
     }
 
     public override DecoderState Clone()
