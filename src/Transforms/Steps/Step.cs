@@ -36,6 +36,7 @@ internal abstract class Step(StepSettings settings, VisionLanguageConfig config)
         StepKind.ChooseAnswers => new ChooseStep(settings, config),
         StepKind.GroundPhrases => new GroundStep(settings, config),
         StepKind.MatchCaptions => new MatchStep(settings, config),
+        StepKind.FollowTasks => new TaskStep(settings, config),
         _ => new DescribeStep(settings, config),
     };
 
@@ -115,6 +116,6 @@ internal abstract class Step(StepSettings settings, VisionLanguageConfig config)
     protected virtual string ExpectedImage(ColumnFacts column)
         => $"an image (MLImage), a path (text), a file's bytes (a vector of byte), or the features of a {Patches} x {PatchWidth} or {Patches} x {EmbeddingWidth} vector of Single";
 
-    private static ColumnFacts Require(IHostEnvironment environment, IReadOnlyDictionary<string, ColumnFacts> columns, string role, string name)
+    protected static ColumnFacts Require(IHostEnvironment environment, IReadOnlyDictionary<string, ColumnFacts> columns, string role, string name)
         => columns.TryGetValue(name, out var column) ? column : throw MlNet.SchemaMismatch(environment, role, name);
 }
