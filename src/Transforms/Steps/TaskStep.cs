@@ -16,7 +16,7 @@ internal sealed class TaskStep(StepSettings settings, VisionLanguageConfig confi
     {
         var inputs = RequireSize(environment, Settings, base.Bind(environment, columns));
         if (Settings.TaskColumn is { } task) CheckText(environment, Require(environment, columns, "task", task));
-        if (Settings.Regions is { } regions)
+        if (Settings.Regions is { } regions && Expects(columns, regions))
         {
             var column = Require(environment, columns, "box", regions);
             if (column.ItemType != NumberDataViewType.Single || column.Kind == SchemaShape.Column.VectorKind.Scalar)
@@ -24,6 +24,9 @@ internal sealed class TaskStep(StepSettings settings, VisionLanguageConfig confi
         }
         return inputs;
     }
+
+    // Which of the texts, choices and boxes are needed is each row's own matter.
+    protected override bool Expects(IReadOnlyDictionary<string, ColumnFacts> columns, string name) => columns.ContainsKey(name);
 
     protected override int OwnCount => 3;
 
