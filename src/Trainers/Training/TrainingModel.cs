@@ -66,9 +66,18 @@ internal sealed class TrainingModel : IDisposable
     /// <summary>The loss of a micro-batch, a scalar of float32: its part of the step's. Records gradients where they are enabled.</summary>
     public Tensor Loss(MicroBatch batch)
     {
+        using var patches = Patches(batch);
+        return Loss(batch, patches);
+    }
+
+    /// <summary>As <see cref="Loss(MicroBatch)"/>, of pictures that were encoded already.</summary>
+    /// <param name="batch">The rows.</param>
+    /// <param name="patches">[k, n, width], of the batch's distinct pictures.</param>
+    internal Tensor Loss(MicroBatch batch, Tensor patches)
+    {
         using var scope = NewDisposeScope();
         var x = batch.To(Device);
-        var embeddings = Model.Connector.forward(Patches(batch));                       // (k, n, d)
+        var embeddings = Model.Connector.forward(patches);                              // (k, n, d)
         embeddings = embeddings.index_select(0, x.Pictures);                            // (b, n, d)
         var text = Model.Language.EmbedTrusted(x.Ids);                                  // (b, l, d)
         var rows = text.flatten(0, 1).index_copy(0, x.Places, embeddings.to(text.dtype).flatten(0, 1)).view(text.shape); // (b, l, d)

@@ -28,6 +28,13 @@ internal sealed class SquareRow
 /// disposed of.</summary>
 internal sealed class Squares : IDisposable
 {
+    // Work as small as this only waits for other threads.
+    static Squares()
+    {
+        MambaVL.Runtime.EnsureLoaded();
+        TorchSharp.torch.set_num_threads(1);
+    }
+
     public static readonly (string Name, byte R, byte G, byte B)[] Colours = [("Red", 230, 30, 30), ("Green", 30, 220, 40), ("Blue", 40, 40, 230)];
 
     public Squares(int count = 12, bool others = false)
