@@ -41,10 +41,12 @@ internal sealed class TrainingLoop : IDisposable
         _plan = new(Array.ConvertAll(train.Rows, train.Length), Array.ConvertAll(train.Rows, r => r.Picture), options.BatchSize, options.RowsPerImage, options.Seed);
         _total = options.MaxSteps ?? checked(options.Epochs * _plan.StepsPerEpoch);
         _schedule = new(options.LearningRate, _total, options.WarmupShare, options.FinalShare);
-        _model = new(options, TrainingModel.ConfigOf(options));
+        // With one look at each picture, keeping what the encoder made of it would be work for nothing.
+        var seesPicturesAgain = validation is not null || (long)_total * options.BatchSize > train.Pictures.Count;
+        _model = Guarded(() => new TrainingModel(options, TrainingModel.ConfigOf(options), seesPicturesAgain), "a copy of the model, its gradients and float32 weights");
         try
         {
-            _optimizer = new(_model.Parameters.Master.shape[0], _model.Device, options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay);
+            _optimizer = Guarded(() => new AdamW(_model.Parameters.Master.shape[0], _model.Device, options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay), "the two means of AdamW");
             _window = zeros([_model.Device.type == DeviceType.CPU ? OnCpu : options.ReportSteps, 2], ScalarType.Float32, _model.Device).DetachFromDisposeScope();
             _state = new();
             if (options.OutputDirectory is not { } folder) return;
@@ -156,7 +158,11 @@ internal sealed class TrainingLoop : IDisposable
         using var noGradients = no_grad();
         var norm = parameters.Gradients.norm();
         var scale = _options.ClipNorm is { } clip ? (clip / (norm + 1e-6)).clamp_max(1) : null;
-        _optimizer.Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, _state.Step, _schedule.At(_state.Step));
+        Guarded(() =>
+        {
+            _optimizer.Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, _state.Step, _schedule.At(_state.Step));
+            return true;
+        }, "an update of the weights");
         parameters.Gradients.zero_();
         parameters.Refresh();
         _window[_rowsOfWindow.Count].copy_(stack([sum, norm]));
@@ -214,7 +220,7 @@ internal sealed class TrainingLoop : IDisposable
         }
         catch (Exception e) when (TrainingMemory.IsShort(e))
         {
-            throw TrainingMemory.Explain(e, what, _options, _model.Device);
+            throw TrainingMemory.Explain(e, what, _options, _options.Model.Device);
         }
     }
 }
