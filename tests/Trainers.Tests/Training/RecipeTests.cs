@@ -173,6 +173,18 @@ public sealed class RecipeTests : IDisposable
     {
         var output = Path.Combine(_train.Folder, "run");
         var seen = new List<TrainingProgress>();
+        using var console = new StringWriter();
+        var before = Console.Error;
+        Console.SetError(console);
+        try
+        {
+            Fit(Squares.Options(_model) with { MaxSteps = 2, ShowProgress = true });
+        }
+        finally
+        {
+            Console.SetError(before);
+        }
+        console.ToString().Should().Contain("step 1/2").And.Contain("step 2/2");
         Fit(Squares.Options(_model) with { OutputDirectory = output, BatchSize = 8, ReportSteps = 2, OnProgress = seen.Add });
         Directory.GetFiles(output, "events.out.tfevents.*").Should().ContainSingle();
         File.ReadAllBytes(Path.Combine(output, "loss.png")).Should().StartWith([0x89, (byte)'P', (byte)'N', (byte)'G']);
