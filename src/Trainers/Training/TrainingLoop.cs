@@ -71,54 +71,41 @@ internal sealed class TrainingLoop : IDisposable
         using var feeder = new BatchFeeder(_train, _model, _plan, _options.RowsAtOnce, _state.Step, _total);
         var sinceCheckpoint = Stopwatch.StartNew();
         var wasCancelled = false;
-        while (_state.Step < _total)
+        try
         {
-            if (wasCancelled = stop.IsCancellationRequested) break;
-            using (var batch = feeder.Next())
+            // Cancelled while it validated: the run goes on with that.
+            var ends = IsValidation && _state.LastValidation != _state.Step && Validate(reporter, stop);
+            while (!ends && _state.Step < _total)
             {
-                Step(batch);
-                reporter.Begin(batch.Rows.Length, batch.Tokens);
-            }
+                if (wasCancelled = stop.IsCancellationRequested) break;
+                using (var batch = feeder.Next())
+                {
+                    Step(batch);
+                    reporter.Begin(batch.Rows.Length, batch.Tokens);
+                }
 
-            var isLast = _state.Step == _total;
-            var isReport = isLast || _state.Step % _options.ReportSteps == 0;
-            var isValidation = _validator is not null && (isLast || _state.Step % (_options.ValidationSteps ?? _plan.StepsPerEpoch) == 0);
-            var isCheckpoint = _checkpoints is not null && !isLast
-                && (_state.Step % (_options.CheckpointSteps ?? int.MaxValue) == 0 || sinceCheckpoint.Elapsed >= (_options.CheckpointInterval ?? TimeSpan.MaxValue));
-            if (isReport || isValidation || isCheckpoint || _rowsOfWindow.Count == _window.shape[0]) Look(reporter);
-            var rate = _schedule.At(_state.Step - 1);
-            if (isReport)
-            {
-                reporter.Report(_losses.Average(), rate, _norm, _state, isLast && !isValidation);
-                _losses.Clear();
-            }
-            if (isValidation)
-            {
-                var began = Stopwatch.GetTimestamp();
-                double result;
-                try
+                var isLast = _state.Step == _total;
+                var isReport = isLast || _state.Step % _options.ReportSteps == 0;
+                var isCheckpoint = _checkpoints is not null && !isLast
+                    && (_state.Step % (_options.CheckpointSteps ?? int.MaxValue) == 0 || sinceCheckpoint.Elapsed >= (_options.CheckpointInterval ?? TimeSpan.MaxValue));
+                if (isReport || isCheckpoint || IsValidation || _rowsOfWindow.Count == _window.shape[0]) Look(reporter);
+                if (isReport)
                 {
-                    result = Guarded(() => _validator!.Measure(_model, stop), "validating");
+                    reporter.Report(_losses.Average(), _schedule.At(_state.Step - 1), _norm, _state, isLast && !IsValidation);
+                    _losses.Clear();
                 }
-                catch (OperationCanceledException) when (stop.IsCancellationRequested)
+                if (IsValidation) ends = Validate(reporter, stop);
+                if (isCheckpoint && !ends)
                 {
-                    wasCancelled = true;
-                    break;
-                }
-                Take(result);
-                reporter.Validated(result, _state, Stopwatch.GetElapsedTime(began), isLast);
-                if (_state.SinceBest >= (_options.Patience ?? int.MaxValue))
-                {
-                    _host.Info(string.Create(CultureInfo.InvariantCulture, $"Training ends at step {_state.Step}: the last {_state.SinceBest} validations were no better than {_options.Metric} {_state.Best:g5} of step {_state.BestStep}."));
-                    break;
+                    Write();
+                    reporter.Plot(_state);
+                    sinceCheckpoint.Restart();
                 }
             }
-            if (isCheckpoint)
-            {
-                Write();
-                reporter.Plot(_state);
-                sinceCheckpoint.Restart();
-            }
+        }
+        catch (OperationCanceledException) when (stop.IsCancellationRequested)
+        {
+            wasCancelled = true;
         }
         Look(reporter); // before anything is kept
         if (wasCancelled) _host.Info($"Training was cancelled after step {_state.Step} of {_total}; the model is as it was then.");
@@ -193,18 +180,28 @@ internal sealed class TrainingLoop : IDisposable
         _rowsOfWindow.Clear();
     }
 
-    private void Take(double result)
+    private bool IsValidation => _validator is not null && _state.Step > 0
+        && (_state.Step == _total || _state.Step % (_options.ValidationSteps ?? _plan.StepsPerEpoch) == 0);
+
+    // Whether training ends with it, for want of anything better.
+    private bool Validate(TrainingReporter reporter, CancellationToken stop)
     {
+        var began = Stopwatch.GetTimestamp();
+        var result = Guarded(() => _validator!.Measure(_model, stop), "validating");
+        _state.LastValidation = _state.Step;
         _state.Curve[^1] = _state.Curve[^1] with { Metric = result };
-        if (_state.Best is { } best && !_validator!.IsBetter(result, best))
+        if (_state.Best is not { } best || _validator!.IsBetter(result, best))
         {
-            _state.SinceBest++;
-            return;
+            (_state.Best, _state.BestStep, _state.SinceBest) = (result, _state.Step, 0);
+            _best ??= empty_like(_model.Parameters.Master, device: CPU).DetachFromDisposeScope(); // on the host: it is read once
+            using var noGradients = no_grad();
+            _best.copy_(_model.Parameters.Master);
         }
-        (_state.Best, _state.BestStep, _state.SinceBest) = (result, _state.Step, 0);
-        _best ??= empty_like(_model.Parameters.Master, device: CPU).DetachFromDisposeScope(); // on the host: it is read once
-        using var noGradients = no_grad();
-        _best.copy_(_model.Parameters.Master);
+        else _state.SinceBest++;
+        var ends = _state.SinceBest >= (_options.Patience ?? int.MaxValue);
+        reporter.Validated(result, _state, Stopwatch.GetElapsedTime(began), ends || _state.Step == _total);
+        if (ends) _host.Info(string.Create(CultureInfo.InvariantCulture, $"Training ends at step {_state.Step}: the last {_state.SinceBest} validations were no better than {_options.Metric} {_state.Best:g5} of step {_state.BestStep}."));
+        return ends;
     }
 
     private void Write() => _checkpoints?.Write(_state, _model.Parameters, _optimizer, _best);
