@@ -20,7 +20,7 @@ internal sealed record Background(string Name, SKColor Shade, SKColor Other, Pat
     ];
 
     // How far a background's colour and an object's mean colour are apart, at least: else the object could not be seen.
-    private const int LeastDistance = 70;
+    private const int LeastDistance = 50;
 
     public static IReadOnlyList<string> Names { get; } = [.. s_colors.Select(c => c.Name)];
 
