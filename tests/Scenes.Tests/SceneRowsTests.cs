@@ -54,7 +54,7 @@ public class SceneRowsTests
         static void IsAbout(double share, IEnumerable<SceneRow> asked, string answer, string what)
         {
             var targets = asked.Select(r => r.Target).ToList();
-            targets.Count.Should().BeGreaterThan(25, what);
+            targets.Count.Should().BeGreaterThan(15, what);
             targets.Average(t => t == answer ? 1.0 : 0).Should().BeApproximately(share, 4 * Math.Sqrt(share * (1 - share) / targets.Count), what);
         }
     }
