@@ -148,6 +148,15 @@ public sealed class GptNeoX : LanguageModel
         return gpt_neox.embed_in.forward(ids);
     }
 
+    internal override Tensor EmbedTrusted(Tensor ids) => gpt_neox.embed_in.forward(ids);
+
+    internal override Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var scope = NewDisposeScope();
+        var x = gpt_neox.Layers(embeddings, null, null, null).flatten(0, 1);                 // (b * l, d)
+        return Head(gpt_neox.final_layer_norm.forward(x.index_select(0, positions))).MoveToOuterDisposeScope(); // (p, v)
+    }
+
     /// <inheritdoc/>
     public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
     {

@@ -59,6 +59,21 @@ public abstract class LanguageModel : nn.Module
     /// <exception cref="ObjectDisposedException">A state was disposed.</exception>
     public abstract Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states);
 
+    /// <summary>The embeddings of ids that are known to be rows of the table: on a GPU, looking at them means waiting for
+    /// everything that was begun. [b, l] -> [b, l, d].</summary>
+    internal virtual Tensor EmbedTrusted(Tensor ids) => Embed(ids);
+
+    /// <summary>The logits at some positions only, [p, vocabulary]. A head with 50,000 rows costs more than several layers, and
+    /// in training only the answers' positions matter.</summary>
+    /// <param name="embeddings">[b, l, d]; padding, if any, is on the right.</param>
+    /// <param name="positions">[p], int64, row * l + position; on the weights' device.</param>
+    internal virtual Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var logits = Forward(embeddings);
+        using var flat = logits.flatten(0, 1);
+        return flat.index_select(0, positions);
+    }
+
     private protected void CheckIds(Tensor ids, int rank)
     {
         ArgumentNullException.ThrowIfNull(ids);

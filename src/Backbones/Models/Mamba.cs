@@ -144,6 +144,15 @@ public sealed class Mamba : LanguageModel
         return backbone.embedding.forward(ids);
     }
 
+    internal override Tensor EmbedTrusted(Tensor ids) => backbone.embedding.forward(ids);
+
+    internal override Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var scope = NewDisposeScope();
+        var x = backbone.Layers(embeddings, null, null).flatten(0, 1);                       // (b * l, d)
+        return Head(backbone.norm_f.forward(x.index_select(0, positions))).MoveToOuterDisposeScope(); // (p, v)
+    }
+
     /// <inheritdoc/>
     public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
     {

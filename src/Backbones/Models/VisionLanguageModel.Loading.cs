@@ -115,10 +115,13 @@ public sealed partial class VisionLanguageModel
         Runtime.EnsureLoaded();
         CheckPrecision(dtype);
         Check(config, tokenizer);
-        var parameters = new RandomParameters(seed, dtype);
-        return new(config, config.Vision.Create(parameters.Root["vision_encoder"]),
-            new(config.Connector, parameters.Root["vision_embed_tokens"]), config.Language.Create(parameters.Root), tokenizer);
+        return Build(config, tokenizer, new RandomParameters(seed, dtype));
     }
+
+    /// <summary>Builds a model over a source that knows each parameter by the name of <see cref="NamedParameters"/>.</summary>
+    internal static VisionLanguageModel Build(VisionLanguageConfig config, Tokenizer tokenizer, ParameterSource parameters)
+        => new(config, config.Vision.Create(parameters.Root["vision_encoder"]),
+            new(config.Connector, parameters.Root["vision_embed_tokens"]), config.Language.Create(parameters.Root), tokenizer);
 
     /// <summary>Writes the model to a folder that <see cref="FromPretrained"/> loads: config.json, tokenizer.json and the
     /// weights as safetensors, in shards above 5 GB.</summary>
