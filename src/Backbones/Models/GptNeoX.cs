@@ -194,7 +194,7 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
-        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
+        if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.

@@ -1,3 +1,4 @@
+using MambaVL.Kernels;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -73,6 +74,14 @@ public abstract class LanguageModel : nn.Module
         using var flat = logits.flatten(0, 1);
         return flat.index_select(0, positions);
     }
+
+    /// <summary>Whether <see cref="LoraAdapters"/> are attached and not merged: then the weights alone are not the whole model.</summary>
+    public bool HasAdapters => Adapters is not null;
+
+    internal LoraAdapters? Adapters { get; set; }
+
+    // The kernels read the weights alone; adapters are beside them.
+    private protected bool UseKernels => Adapters is null && DecoderChoice.UseKernels;
 
     private protected void CheckIds(Tensor ids, int rank)
     {

@@ -187,7 +187,7 @@ public sealed class Mamba : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<MambaState>(ids, states);
-        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
+        if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
@@ -330,14 +330,14 @@ internal sealed class MambaMixer : nn.Module
         using var scope = NewDisposeScope();
         var (b, l, e, n, r) = (x.shape[0], x.shape[1], _config.InnerSize, _config.StateSize, _config.TimeStepRank);
 
-        var uz = in_proj.weight.mm(x.reshape(b * l, -1).t()).view(2 * e, b, l).transpose(0, 1); // (b, 2e, l)
+        var uz = in_proj.Columns(x.reshape(b * l, -1).t()).view(2 * e, b, l).transpose(0, 1);   // (b, 2e, l)
         if (in_proj.bias is not null) uz = uz + in_proj.bias.unsqueeze(-1);
         var (u, z) = (uz.narrow(1, 0, e), uz.narrow(1, e, e));                                  // (b, e, l) each
 
         u = F.silu(conv1d.Run(u, state?.Convolution));                                          // (b, e, l)
 
-        var selected = x_proj.weight.matmul(u);                                                 // (b, r + 2n, l)
-        var delta = dt_proj.weight.matmul(selected.narrow(1, 0, r));                            // (b, e, l)
+        var selected = x_proj.Columns(u);                                                       // (b, r + 2n, l)
+        var delta = dt_proj.Columns(selected.narrow(1, 0, r));                                  // (b, e, l)
         var (B, C) = (selected.narrow(1, r, n), selected.narrow(1, r + n, n));                  // (b, n, l) each
         var A = A_log.exp().neg();                                                              // (e, n)
 

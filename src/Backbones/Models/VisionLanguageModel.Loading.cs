@@ -129,9 +129,12 @@ public sealed partial class VisionLanguageModel
     /// model.</remarks>
     /// <param name="folder">The folder; made if it is not there.</param>
     /// <exception cref="IOException">A file could not be written, or the folder holds weights of another layout.</exception>
+    /// <exception cref="InvalidOperationException">Adapters are attached.</exception>
     public void Save(string folder)
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
+        if (Language.HasAdapters)
+            throw new InvalidOperationException("The model has adapters that are not merged, and would be saved without them; merge them, or dispose of them, first.");
         var parameters = NamedParameters().ToDictionary(p => p.Name, p => (Tensor)p.Parameter);
         SafetensorsWriter.WriteFolder(folder, parameters);
         AtomicFile.Write(Path.Combine(folder, Tokenizer.FileName), Tokenizer.Source.Span);
