@@ -74,7 +74,6 @@ public abstract class LanguageModel : nn.Module
         using var flat = logits.flatten(0, 1);
         return flat.index_select(0, positions);
     }
-
     /// <summary>Whether <see cref="LoraAdapters"/> are attached and not merged: then the weights alone are not the whole model.</summary>
     public bool HasAdapters => Adapters is not null;
 

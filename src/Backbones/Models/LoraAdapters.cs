@@ -126,6 +126,8 @@ public sealed class LoraAdapters : IDisposable
         return _attached.SelectMany(a => new[] { (Prefix + a.Name + SuffixA, a.Adapter.A), (Prefix + a.Name + SuffixB, a.Adapter.B) });
     }
 
+    internal static bool IsParameter(string name) => name.StartsWith(Prefix, StringComparison.Ordinal);
+
     /// <summary>Writes the adapters, and nothing of the model, to a .safetensors file: whole, or not at all. Rank and scale are in
     /// its metadata.</summary>
     /// <param name="path">The file; one that is there is replaced.</param>

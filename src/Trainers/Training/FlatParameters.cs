@@ -124,6 +124,17 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
         }
     }
 
+    /// <summary>Makes a parameter that was built elsewhere, float32 as its plan says, a view of the weights; its values come along.</summary>
+    public void Adopt(string name, Parameter parameter)
+    {
+        using var noGradients = no_grad();
+        using var scope = NewDisposeScope();
+        var view = View(Master, name);
+        view.copy_(parameter);
+        parameter.set_(view.detach());
+        parameter.grad = View(Gradients, name).detach().DetachFromDisposeScope();
+    }
+
     /// <summary>After the backward pass of a micro-batch: its gradients are part of the step's.</summary>
     public void Gather()
     {

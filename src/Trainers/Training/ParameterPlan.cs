@@ -1,4 +1,5 @@
 using MambaVL.Checkpoints;
+using MambaVL.Models;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -23,11 +24,16 @@ internal sealed class ParameterPlan : ParameterSource
     }
 
     /// <summary>The parameters of a model, in the order of its construction.</summary>
-    public static IReadOnlyList<PlannedParameter> Of(VisionLanguageConfig config, Prompts.Tokenizer tokenizer)
+    /// <param name="config">The sizes.</param>
+    /// <param name="tokenizer">The tokeniser.</param>
+    /// <param name="lora">Adapters, whose parameters come last; null: none.</param>
+    public static IReadOnlyList<PlannedParameter> Of(VisionLanguageConfig config, Prompts.Tokenizer tokenizer, LoraOptions? lora = null)
     {
         var plan = new ParameterPlan();
-        VisionLanguageModel.Build(config, tokenizer, plan).Dispose();
-        return plan._parameters;
+        using var model = VisionLanguageModel.Build(config, tokenizer, plan);
+        if (lora is null) return plan._parameters;
+        using var adapters = LoraAdapters.Attach(model, lora);
+        return [.. plan._parameters, .. adapters.NamedParameters().Select(p => new PlannedParameter(p.Name, p.Parameter.shape, KeepFloat32: true))];
     }
 
     public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)

@@ -29,6 +29,7 @@ internal static class RunDescription
             (nameof(options.Beta1), options.Beta1), (nameof(options.Beta2), options.Beta2), (nameof(options.Epsilon), options.Epsilon),
             (nameof(options.WeightDecay), options.WeightDecay), (nameof(options.ClipNorm), options.ClipNorm), (nameof(options.Seed), options.Seed),
             (nameof(options.Metric), options.Metric), (nameof(options.ValidationSteps), options.ValidationSteps), (nameof(options.Patience), options.Patience),
+            ("LoRA", options.Adapters is { } lora ? $"rank {lora.Rank}, alpha {lora.Alpha}, dropout {lora.Dropout}, seed {lora.Seed}, {string.Join(" ", lora.Targets)}" : null),
             (nameof(options.Generation.MaxNewTokens), options.Generation.MaxNewTokens),
         })
             run[name] = Convert.ToString(value, CultureInfo.InvariantCulture) is { Length: > 0 } text ? text : "none";

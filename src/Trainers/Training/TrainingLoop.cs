@@ -63,7 +63,7 @@ internal sealed class TrainingLoop : IDisposable
     /// <exception cref="TrainingException">A loss is no number, or memory does not suffice.</exception>
     public VisionLanguageModel Run(CancellationToken stop)
     {
-        if (_state.HasEnded) return _model.Result(_best ?? _model.Parameters.Master);
+        if (_state.HasEnded) return Result(_best ?? _model.Parameters.Master);
         _host.Info(string.Create(CultureInfo.InvariantCulture, $"Training {_model.Parameters.Names.Count} parameters of {_model.Parameters.Master.shape[0]:N0} numbers on {_train.Rows.Length:N0} rows about {_train.Pictures.Count:N0} pictures: {_total:N0} steps of {_options.BatchSize} rows, {_options.RowsAtOnce} at once, in {_model.Precision} on {_model.Device}."));
         using var reporter = new TrainingReporter(_host, _options, _total, _plan.StepsPerEpoch, _state.Step);
         using var feeder = new BatchFeeder(_train, _model, _plan, _options.RowsAtOnce, _state.Step, _total);
@@ -75,7 +75,7 @@ internal sealed class TrainingLoop : IDisposable
             using (var batch = feeder.Next())
             {
                 Step(batch);
-                reporter.Add(batch.Rows.Length, batch.Tokens);
+                reporter.Begin(batch.Rows.Length, batch.Tokens);
             }
 
             var isLast = _state.Step == _total;
@@ -83,11 +83,10 @@ internal sealed class TrainingLoop : IDisposable
             var isValidation = _validator is not null && (isLast || _state.Step % (_options.ValidationSteps ?? _plan.StepsPerEpoch) == 0);
             var isCheckpoint = _checkpoints is not null && !isLast
                 && (_state.Step % (_options.CheckpointSteps ?? int.MaxValue) == 0 || sinceCheckpoint.Elapsed >= (_options.CheckpointInterval ?? TimeSpan.MaxValue));
-            if (isReport || isValidation || isCheckpoint || _rowsOfWindow.Count == _window.shape[0]) Look();
+            if (isReport || isValidation || isCheckpoint || _rowsOfWindow.Count == _window.shape[0]) Look(reporter);
             var rate = _schedule.At(_state.Step - 1);
             if (isReport)
             {
-                _state.Curve.Add(new(_state.Step, _losses.Average(), rate));
                 reporter.Report(_losses.Average(), rate, _norm, _state, isLast && !isValidation);
                 _losses.Clear();
             }
@@ -105,7 +104,7 @@ internal sealed class TrainingLoop : IDisposable
                     break;
                 }
                 Take(result);
-                reporter.Validated(result, _state.Curve.Count > 0 ? _state.Curve[^1].Loss : _losses.Average(), rate, _state, Stopwatch.GetElapsedTime(began));
+                reporter.Validated(result, _state, Stopwatch.GetElapsedTime(began), isLast);
                 if (_state.SinceBest >= (_options.Patience ?? int.MaxValue))
                 {
                     _host.Info(string.Create(CultureInfo.InvariantCulture, $"Training ends at step {_state.Step}: the last {_state.SinceBest} validations were no better than {_options.Metric} {_state.Best:g5} of step {_state.BestStep}."));
@@ -115,14 +114,16 @@ internal sealed class TrainingLoop : IDisposable
             if (isCheckpoint)
             {
                 Write();
+                reporter.Plot(_state);
                 sinceCheckpoint.Restart();
             }
         }
-        Look(); // before anything is kept
+        Look(reporter); // before anything is kept
         if (wasCancelled) _host.Info($"Training was cancelled after step {_state.Step} of {_total}; the model is as it was then.");
         else _state.HasEnded = true;
         if (_state.Step > 0) Write();
-        return _model.Result(wasCancelled || _best is null ? _model.Parameters.Master : _best);
+        reporter.Plot(_state);
+        return Result(wasCancelled || _best is null ? _model.Parameters.Master : _best);
     }
 
     public void Dispose()
@@ -138,7 +139,9 @@ internal sealed class TrainingLoop : IDisposable
     {
         var parameters = _model.Parameters;
         using var scope = NewDisposeScope();
-        using var sum = zeros([], ScalarType.Float32, _model.Device);
+        // Dropout draws from torch's own generator: from a seed of the step's own, so that a run that goes on draws the same.
+        if (_options.Adapters is { Dropout: > 0 }) manual_seed(unchecked(_options.Seed * 1_000_003 + _state.Step));
+        var sum = zeros([], ScalarType.Float32, _model.Device);
         foreach (var micro in batch.Batches)
             Guarded(() =>
             {
@@ -162,7 +165,7 @@ internal sealed class TrainingLoop : IDisposable
     }
 
     // Reads what has gathered on the device; a loss or norm that is no number ends the run before anything is kept of it.
-    private void Look()
+    private void Look(TrainingReporter reporter)
     {
         if (_rowsOfWindow.Count == 0) return;
         using var host = _window.cpu();
@@ -177,12 +180,16 @@ internal sealed class TrainingLoop : IDisposable
                     + (_checkpoints?.Newest is { } good ? $"The last good checkpoint is '{good}'." : "There is no checkpoint to go back to" + (_options.OutputDirectory is null ? "; OutputDirectory would have kept some." : " yet.")));
             _losses.Add(loss);
             _norm = norm;
+            var step = _state.Step - _rowsOfWindow.Count + i;
+            _state.Curve.Add(new(step + 1, loss, _schedule.At(step)));
+            reporter.Add(_state.Curve[^1], _rowsOfWindow[i].Length);
         }
         _rowsOfWindow.Clear();
     }
 
     private void Take(double result)
     {
+        _state.Curve[^1] = _state.Curve[^1] with { Metric = result };
         if (_state.Best is { } best && !_validator!.IsBetter(result, best))
         {
             _state.SinceBest++;
@@ -195,6 +202,9 @@ internal sealed class TrainingLoop : IDisposable
     }
 
     private void Write() => _checkpoints?.Write(_state, _model.Parameters, _optimizer, _best);
+
+    private VisionLanguageModel Result(Tensor weights)
+        => _model.Result(weights, _options.OutputDirectory is { } folder ? Path.Combine(folder, "lora.safetensors") : null);
 
     private T Guarded<T>(Func<T> work, string what)
     {

@@ -13,6 +13,8 @@ internal sealed class TrainingModel : IDisposable
     private readonly bool _trainsEncoder;
     private readonly Tensor _mean, _std, _whole;
     private readonly FeatureStore? _features;
+    private readonly LoraOptions? _lora;
+    private readonly LoraAdapters? _adapters;
 
     public TrainingModel(TrainingOptions options, VisionLanguageConfig config)
     {
@@ -27,9 +29,15 @@ internal sealed class TrainingModel : IDisposable
         };
         _resultPrecision = origin.Connector.parameters().First().dtype;
         var values = origin.NamedParameters().ToDictionary(p => p.Name, p => (Tensor)p.Parameter);
-        var plan = ParameterPlan.Of(config, Tokenizer);
+        _lora = options.Adapters;
+        var plan = ParameterPlan.Of(config, Tokenizer, _lora);
         Parameters = new(plan, options.Share, name => values.GetValueOrDefault(name), Precision, Device);
         Model = VisionLanguageModel.Build(config, Tokenizer, Parameters);
+        if (_lora is not null)
+        {
+            _adapters = LoraAdapters.Attach(Model, _lora);
+            foreach (var (name, parameter) in _adapters.NamedParameters()) Parameters.Adopt(name, parameter);
+        }
         _trainsEncoder = Model.Vision.parameters().Any(p => p.requires_grad);
         if (!_trainsEncoder) _features = new(options.FeatureMemory);
         var images = config.Images;
@@ -88,10 +96,34 @@ internal sealed class TrainingModel : IDisposable
 
     /// <summary>A model of these weights that is independent of this one; the caller owns it.</summary>
     /// <param name="weights">Flat, as <see cref="FlatParameters.Master"/>.</param>
-    public VisionLanguageModel Result(Tensor weights) => VisionLanguageModel.Build(_config, Tokenizer, Parameters.Copies(weights, _resultPrecision));
+    /// <param name="adapterFile">Where adapters, if there are any, are written by themselves; null: nowhere.</param>
+    public VisionLanguageModel Result(Tensor weights, string? adapterFile = null)
+    {
+        var model = VisionLanguageModel.Build(_config, Tokenizer, Parameters.Copies(weights, _resultPrecision));
+        if (_lora is null) return model;
+        try
+        {
+            using var adapters = LoraAdapters.Attach(model, _lora);
+            using (no_grad())
+                foreach (var (name, parameter) in adapters.NamedParameters())
+                {
+                    using var learnt = Parameters.View(weights, name);
+                    parameter.copy_(learnt);
+                }
+            if (adapterFile is not null) adapters.Save(adapterFile);
+            adapters.Merge();
+            return model;
+        }
+        catch
+        {
+            model.Dispose();
+            throw;
+        }
+    }
 
     public void Dispose()
     {
+        _adapters?.Dispose();
         Model.Dispose();
         Parameters.Dispose();
         _features?.Dispose();

@@ -196,6 +196,14 @@ public abstract record TrainingOptions
     /// <summary>Is told how training goes, on the training thread. The MLContext's log is told in any case.</summary>
     public Action<TrainingProgress>? OnProgress { get; init; }
 
+    /// <summary>Whether <see cref="OutputDirectory"/> also gets a log that TensorBoard reads and a picture of the curves, loss.png.
+    /// Default: yes.</summary>
+    public bool WriteLogs { get; init; } = true;
+
+    /// <summary>Whether the standard error stream shows how far training is: a line that is rewritten where it is a console.
+    /// Default: no.</summary>
+    public bool ShowProgress { get; init; }
+
     /// <summary>Ends training after the step that runs; the model as it then stands is returned, and a checkpoint written.
     /// <c>mlContext.CancelExecution()</c> and <see cref="MambaVL.Transforms.StepCancellation"/> do the same.</summary>
     public CancellationToken Cancellation { get; init; }
@@ -207,6 +215,8 @@ public abstract record TrainingOptions
     internal abstract double Share(string name);
 
     internal virtual NormKind? StartNorm => null;
+
+    internal virtual LoraOptions? Adapters => null;
 
     /// <exception cref="ArgumentException">An option has a value that it cannot have.</exception>
     internal TrainingOptions Checked()
@@ -247,6 +257,7 @@ public abstract record TrainingOptions
         Need(ValidationSteps is null or >= 1, nameof(ValidationSteps), ValidationSteps, "1 or more, or null");
         Need(Patience is null or >= 1, nameof(Patience), Patience, "1 or more, or null");
         Need(ReportSteps >= 1, nameof(ReportSteps), ReportSteps, "1 or more");
+        if (Model.Language.HasAdapters) throw new ArgumentException("TrainingOptions.Model has LoRA adapters attached, which its weights do not show; merge them or dispose of them first.", nameof(Model));
         CheckFurther();
         return this;
     }
@@ -299,17 +310,25 @@ public sealed record InstructionTuneOptions : TrainingOptions
     /// same function: the authors trained so. Null, the default: as the model has it.</summary>
     public NormKind? Norm { get; init; }
 
+    /// <summary>Adapters that learn in the language model's place, which stays as it is but for them. The returned model has them
+    /// merged into its weights; apart from it they are in <see cref="TrainingOptions.OutputDirectory"/>, lora.safetensors. Null,
+    /// the default: the language model itself learns.</summary>
+    public LoraOptions? Lora { get; init; }
+
     internal override NormKind? StartNorm => Norm;
+
+    internal override LoraOptions? Adapters => Lora;
 
     internal override double Share(string name)
         => name.StartsWith(VisionLanguageModel.ConnectorPrefix, StringComparison.Ordinal) ? ConnectorShare
-            : !name.StartsWith(VisionLanguageModel.VisionPrefix, StringComparison.Ordinal) ? 1
-            : TrainVisionEncoder ? VisionShare : 0;
+            : name.StartsWith(VisionLanguageModel.VisionPrefix, StringComparison.Ordinal) ? (TrainVisionEncoder ? VisionShare : 0)
+            : Lora is null || LoraAdapters.IsParameter(name) ? 1 : 0;
 
     private protected override void CheckFurther()
     {
         Need(VisionShare > 0 && double.IsFinite(VisionShare), nameof(VisionShare), VisionShare, "more than 0");
         Need(ConnectorShare > 0 && double.IsFinite(ConnectorShare), nameof(ConnectorShare), ConnectorShare, "more than 0");
+        Lora?.Check();
         if (Norm is not { } norm) return;
         Need(Enum.IsDefined(norm), nameof(Norm), norm, "RmsNorm, LayerNorm or null");
         if (Model.Language is not Mamba mamba) throw new ArgumentException("TrainingOptions.Norm is given for a GPT-NeoX, which has LayerNorm always; leave it null.", nameof(Norm));

@@ -1,11 +1,5 @@
 namespace MambaVL.Training;
 
-/// <summary>One point of the curves.</summary>
-/// <param name="Step">After how many steps.</param>
-/// <param name="Loss">The mean loss since the point before.</param>
-/// <param name="LearningRate">Of that step.</param>
-internal sealed record TrainingPoint(int Step, double Loss, double LearningRate);
-
 /// <summary>Where a run stands, its weights aside. All of it is in a checkpoint.</summary>
 internal sealed record TrainingState
 {
@@ -23,5 +17,6 @@ internal sealed record TrainingState
     /// <summary>Whether the run came to its end.</summary>
     public bool HasEnded { get; set; }
 
+    /// <summary>Every step so far: the picture of a run that goes on shows all of it.</summary>
     public List<TrainingPoint> Curve { get; init; } = [];
 }
