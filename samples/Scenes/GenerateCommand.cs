@@ -25,9 +25,9 @@ internal static class GenerateCommand
             Run(arguments.GetValue(output)!, new()
             {
                 Seed = arguments.GetValue(seed),
-                Size = InRange("--size", arguments.GetValue(size), SceneComposer.LeastSize, SceneComposer.MostSize),
-                Splits = Read(arguments.GetValue(splits)!, InRange("--count", arguments.GetValue(count), 1, MostScenes)),
-                Threads = InRange("--threads", arguments.GetValue(threads), 1, 1024),
+                Size = Commands.InRange("--size", arguments.GetValue(size), SceneComposer.LeastSize, SceneComposer.MostSize),
+                Splits = Read(arguments.GetValue(splits)!, Commands.InRange("--count", arguments.GetValue(count), 1, MostScenes)),
+                Threads = Commands.InRange("--threads", arguments.GetValue(threads), 1, 1024),
             }, cancellation);
         })));
         return command;
@@ -39,7 +39,7 @@ internal static class GenerateCommand
     {
         var watch = Stopwatch.StartNew();
         var total = options.Splits.Values.Sum();
-        var rows = SceneDataset.Write(folder, options, new Line(total), cancellation);
+        var rows = SceneDataset.Write(folder, options, new ProgressLine("scenes", total), cancellation);
         var seconds = watch.Elapsed.TotalSeconds;
         foreach (var (split, count) in rows) Console.WriteLine($"{folder}/{split}.jsonl: {options.Splits[split]} scenes, {count} rows");
         Console.WriteLine($"{seconds:0.0} s, {total / seconds:0} scenes a second");
@@ -57,38 +57,5 @@ internal static class GenerateCommand
             if (!read.TryAdd(parts[0], own)) throw new ArgumentException($"--splits names '{parts[0]}' twice.");
         }
         return read;
-    }
-
-    private static int InRange(string option, int value, int least, int most)
-        => value >= least && value <= most ? value : throw new ArgumentException($"{option} is {value}; expected {least} to {most}.");
-
-    private sealed class Line(int total) : IProgress<int>
-    {
-        public void Report(int value)
-        {
-            if (!Console.IsErrorRedirected) Console.Error.Write($"\r{value} of {total} scenes{(value == total ? "\n" : "")}");
-        }
-    }
-}
-
-internal static class Errors
-{
-    /// <summary>Runs a command; what its user did wrong is a line on the error output and the exit code 1.</summary>
-    public static int Report(Action command)
-    {
-        try
-        {
-            command();
-            return 0;
-        }
-        catch (OperationCanceledException)
-        {
-            return 130; // Ctrl+C
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or InvalidDataException or ArgumentException or NativeRuntimeException)
-        {
-            Console.Error.WriteLine(e.Message);
-            return 1;
-        }
     }
 }

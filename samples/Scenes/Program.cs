@@ -10,5 +10,5 @@ using MambaVL;
 using MambaVL.Samples.Scenes;
 
 CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
-return await new RootCommand("Makes data sets of scenes, trains small models on them and evaluates models.") { GenerateCommand.Create() }
+return await new RootCommand("Makes data sets of scenes, trains small models on them and evaluates models.") { GenerateCommand.Create(), TrainCommand.Create(), EvaluateCommand.Create() }
     .Parse(args).InvokeAsync();
