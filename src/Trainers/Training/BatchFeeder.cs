@@ -60,7 +60,7 @@ internal sealed class BatchFeeder : IDisposable
             {
                 var batch = new MicroBatch(data, part, rowsOfStep, model.Tokenizer.EndOfTextId);
                 batches.Add(batch);
-                if (!batch.PictureIndices.All(model.HasFeatures)) batch.Pixels = Pixels(data.Pictures, batch.PictureIndices);
+                if (!model.HasFeatures(batch)) batch.Pixels = Pixels(data.Pictures, batch.PictureIndices);
             }
             return batches;
         }

@@ -23,6 +23,7 @@ internal sealed class MicroBatch : IDisposable
         Rows = rows.Count;
         Length = rows.Max(data.Length);
         Tokens = rows.Sum(r => (long)data.Length(r));
+        Pictures = data.Pictures;
         PictureIndices = [.. rows.Select(r => r.Picture).Distinct()];
         Patches = data.ImageIds.Count(id => id == ImageTokens.Placeholder);
 
@@ -71,6 +72,9 @@ internal sealed class MicroBatch : IDisposable
 
     /// <summary>Positions whose next token is an answer's.</summary>
     public int Asked { get; }
+
+    /// <summary>Where the pictures are.</summary>
+    public PictureStore Pictures { get; }
 
     /// <summary>The distinct pictures of the rows.</summary>
     public int[] PictureIndices { get; }

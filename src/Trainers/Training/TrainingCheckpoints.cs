@@ -55,7 +55,7 @@ internal sealed class TrainingCheckpoints : IDisposable
     public string? Newest => All().LastOrDefault();
 
     /// <summary>Called at each moment of writing, by tests that end a run there.</summary>
-    internal static Action<string>? Writing { get; set; }
+    internal static AsyncLocal<Action<string>?> Writing { get; } = new();
 
     /// <summary>Writes a checkpoint, and removes the oldest beyond those that are kept.</summary>
     /// <param name="state">Where the run stands.</param>
@@ -67,7 +67,7 @@ internal sealed class TrainingCheckpoints : IDisposable
         var folder = Path.Combine(_folder, string.Create(CultureInfo.InvariantCulture, $"{Prefix}{state.Step:d8}"));
         var unfinished = Path.Combine(_folder, $"{Unfinished}{Guid.NewGuid():n}");
         Directory.CreateDirectory(unfinished);
-        Writing?.Invoke("begun");
+        Writing.Value?.Invoke("begun");
         var flats = new List<(string Kind, Tensor Flat)> { ("weight", parameters.Master), ("mean", optimizer.Mean), ("square", optimizer.Square) };
         if (best is not null) flats.Add(("best", best));
         var entries = flats.SelectMany(f => parameters.Names.Select(n => (Name: $"{f.Kind}/{n}", f.Flat, Parameter: n))).ToDictionary(e => e.Name);
@@ -76,15 +76,15 @@ internal sealed class TrainingCheckpoints : IDisposable
             using var view = parameters.View(e.Flat, e.Parameter);
             return new TensorEntry(e.Name, ScalarType.Float32, view.shape);
         }), e => parameters.View(entries[e.Name].Flat, entries[e.Name].Parameter));
-        Writing?.Invoke("weights");
+        Writing.Value?.Invoke("weights");
         AtomicFile.Write(Path.Combine(unfinished, State), JsonSerializer.SerializeToUtf8Bytes(new Stored(state, new(_run)), Json));
-        Writing?.Invoke("state");
+        Writing.Value?.Invoke("state");
         if (Directory.Exists(folder)) Remove(folder);
         Directory.Move(unfinished, folder);
-        Writing?.Invoke("renamed");
+        Writing.Value?.Invoke("renamed");
         var all = All();
         foreach (var old in all[..Math.Max(0, all.Count - _keep)].ToList()) Remove(old);
-        Writing?.Invoke("rotated");
+        Writing.Value?.Invoke("rotated");
     }
 
     /// <summary>The newest checkpoint, read into weights and optimiser; null where there is none. One that is damaged is passed
@@ -105,7 +105,7 @@ internal sealed class TrainingCheckpoints : IDisposable
                 foreach (var name in stored.State.Best is null ? ["weight", "mean", "square"] : (string[])["weight", "mean", "square", "best"])
                     if (parameters.Names.FirstOrDefault(n => !checkpoint.Tensors.ContainsKey($"{name}/{n}")) is { } missing)
                         throw new CheckpointException(checkpoint.Path, $"{name}/{missing}", "is missing."); // before anything is filled
-                Tensor? best = stored.State.Best is null ? null : zeros_like(parameters.Master).DetachFromDisposeScope();
+                Tensor? best = stored.State.Best is null ? null : zeros_like(parameters.Master, device: CPU).DetachFromDisposeScope();
                 Fill(checkpoint, "weight", parameters.Master);
                 Fill(checkpoint, "mean", optimizer.Mean);
                 Fill(checkpoint, "square", optimizer.Square);

@@ -41,10 +41,12 @@ internal sealed class TrainingLoop : IDisposable
         _plan = new(Array.ConvertAll(train.Rows, train.Length), Array.ConvertAll(train.Rows, r => r.Picture), options.BatchSize, options.RowsPerImage, options.Seed);
         _total = options.MaxSteps ?? checked(options.Epochs * _plan.StepsPerEpoch);
         _schedule = new(options.LearningRate, _total, options.WarmupShare, options.FinalShare);
-        _model = new(options, TrainingModel.ConfigOf(options));
+        // With one look at each picture, keeping what the encoder made of it would be work for nothing.
+        var seesPicturesAgain = validation is not null || (long)_total * options.BatchSize > train.Pictures.Count;
+        _model = Guarded(() => new TrainingModel(options, TrainingModel.ConfigOf(options), seesPicturesAgain), "a copy of the model, its gradients and float32 weights");
         try
         {
-            _optimizer = new(_model.Parameters.Master.shape[0], _model.Device, options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay);
+            _optimizer = Guarded(() => new AdamW(_model.Parameters.Master.shape[0], _model.Device, options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay), "the two means of AdamW");
             _window = zeros([_model.Device.type == DeviceType.CPU ? OnCpu : options.ReportSteps, 2], ScalarType.Float32, _model.Device).DetachFromDisposeScope();
             _state = new();
             if (options.OutputDirectory is not { } folder) return;
@@ -69,54 +71,41 @@ internal sealed class TrainingLoop : IDisposable
         using var feeder = new BatchFeeder(_train, _model, _plan, _options.RowsAtOnce, _state.Step, _total);
         var sinceCheckpoint = Stopwatch.StartNew();
         var wasCancelled = false;
-        while (_state.Step < _total)
+        try
         {
-            if (wasCancelled = stop.IsCancellationRequested) break;
-            using (var batch = feeder.Next())
+            // Cancelled while it validated: the run goes on with that.
+            var ends = IsValidation && _state.LastValidation != _state.Step && Validate(reporter, stop);
+            while (!ends && _state.Step < _total)
             {
-                Step(batch);
-                reporter.Begin(batch.Rows.Length, batch.Tokens);
-            }
+                if (wasCancelled = stop.IsCancellationRequested) break;
+                using (var batch = feeder.Next())
+                {
+                    Step(batch);
+                    reporter.Begin(batch.Rows.Length, batch.Tokens);
+                }
 
-            var isLast = _state.Step == _total;
-            var isReport = isLast || _state.Step % _options.ReportSteps == 0;
-            var isValidation = _validator is not null && (isLast || _state.Step % (_options.ValidationSteps ?? _plan.StepsPerEpoch) == 0);
-            var isCheckpoint = _checkpoints is not null && !isLast
-                && (_state.Step % (_options.CheckpointSteps ?? int.MaxValue) == 0 || sinceCheckpoint.Elapsed >= (_options.CheckpointInterval ?? TimeSpan.MaxValue));
-            if (isReport || isValidation || isCheckpoint || _rowsOfWindow.Count == _window.shape[0]) Look(reporter);
-            var rate = _schedule.At(_state.Step - 1);
-            if (isReport)
-            {
-                reporter.Report(_losses.Average(), rate, _norm, _state, isLast && !isValidation);
-                _losses.Clear();
-            }
-            if (isValidation)
-            {
-                var began = Stopwatch.GetTimestamp();
-                double result;
-                try
+                var isLast = _state.Step == _total;
+                var isReport = isLast || _state.Step % _options.ReportSteps == 0;
+                var isCheckpoint = _checkpoints is not null && !isLast
+                    && (_state.Step % (_options.CheckpointSteps ?? int.MaxValue) == 0 || sinceCheckpoint.Elapsed >= (_options.CheckpointInterval ?? TimeSpan.MaxValue));
+                if (isReport || isCheckpoint || IsValidation || _rowsOfWindow.Count == _window.shape[0]) Look(reporter);
+                if (isReport)
                 {
-                    result = Guarded(() => _validator!.Measure(_model, stop), "validating");
+                    reporter.Report(_losses.Average(), _schedule.At(_state.Step - 1), _norm, _state, isLast && !IsValidation);
+                    _losses.Clear();
                 }
-                catch (OperationCanceledException) when (stop.IsCancellationRequested)
+                if (IsValidation) ends = Validate(reporter, stop);
+                if (isCheckpoint && !ends)
                 {
-                    wasCancelled = true;
-                    break;
-                }
-                Take(result);
-                reporter.Validated(result, _state, Stopwatch.GetElapsedTime(began), isLast);
-                if (_state.SinceBest >= (_options.Patience ?? int.MaxValue))
-                {
-                    _host.Info(string.Create(CultureInfo.InvariantCulture, $"Training ends at step {_state.Step}: the last {_state.SinceBest} validations were no better than {_options.Metric} {_state.Best:g5} of step {_state.BestStep}."));
-                    break;
+                    Write();
+                    reporter.Plot(_state);
+                    sinceCheckpoint.Restart();
                 }
             }
-            if (isCheckpoint)
-            {
-                Write();
-                reporter.Plot(_state);
-                sinceCheckpoint.Restart();
-            }
+        }
+        catch (OperationCanceledException) when (stop.IsCancellationRequested)
+        {
+            wasCancelled = true;
         }
         Look(reporter); // before anything is kept
         if (wasCancelled) _host.Info($"Training was cancelled after step {_state.Step} of {_total}; the model is as it was then.");
@@ -156,7 +145,11 @@ internal sealed class TrainingLoop : IDisposable
         using var noGradients = no_grad();
         var norm = parameters.Gradients.norm();
         var scale = _options.ClipNorm is { } clip ? (clip / (norm + 1e-6)).clamp_max(1) : null;
-        _optimizer.Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, _state.Step, _schedule.At(_state.Step));
+        Guarded(() =>
+        {
+            _optimizer.Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, _state.Step, _schedule.At(_state.Step));
+            return true;
+        }, "an update of the weights");
         parameters.Gradients.zero_();
         parameters.Refresh();
         _window[_rowsOfWindow.Count].copy_(stack([sum, norm]));
@@ -187,18 +180,28 @@ internal sealed class TrainingLoop : IDisposable
         _rowsOfWindow.Clear();
     }
 
-    private void Take(double result)
+    private bool IsValidation => _validator is not null && _state.Step > 0
+        && (_state.Step == _total || _state.Step % (_options.ValidationSteps ?? _plan.StepsPerEpoch) == 0);
+
+    // Whether training ends with it, for want of anything better.
+    private bool Validate(TrainingReporter reporter, CancellationToken stop)
     {
+        var began = Stopwatch.GetTimestamp();
+        var result = Guarded(() => _validator!.Measure(_model, stop), "validating");
+        _state.LastValidation = _state.Step;
         _state.Curve[^1] = _state.Curve[^1] with { Metric = result };
-        if (_state.Best is { } best && !_validator!.IsBetter(result, best))
+        if (_state.Best is not { } best || _validator!.IsBetter(result, best))
         {
-            _state.SinceBest++;
-            return;
+            (_state.Best, _state.BestStep, _state.SinceBest) = (result, _state.Step, 0);
+            _best ??= empty_like(_model.Parameters.Master, device: CPU).DetachFromDisposeScope(); // on the host: it is read once
+            using var noGradients = no_grad();
+            _best.copy_(_model.Parameters.Master);
         }
-        (_state.Best, _state.BestStep, _state.SinceBest) = (result, _state.Step, 0);
-        _best ??= empty_like(_model.Parameters.Master, device: CPU).DetachFromDisposeScope(); // on the host: it is read once
-        using var noGradients = no_grad();
-        _best.copy_(_model.Parameters.Master);
+        else _state.SinceBest++;
+        var ends = _state.SinceBest >= (_options.Patience ?? int.MaxValue);
+        reporter.Validated(result, _state, Stopwatch.GetElapsedTime(began), ends || _state.Step == _total);
+        if (ends) _host.Info(string.Create(CultureInfo.InvariantCulture, $"Training ends at step {_state.Step}: the last {_state.SinceBest} validations were no better than {_options.Metric} {_state.Best:g5} of step {_state.BestStep}."));
+        return ends;
     }
 
     private void Write() => _checkpoints?.Write(_state, _model.Parameters, _optimizer, _best);
@@ -214,7 +217,7 @@ internal sealed class TrainingLoop : IDisposable
         }
         catch (Exception e) when (TrainingMemory.IsShort(e))
         {
-            throw TrainingMemory.Explain(e, what, _options, _model.Device);
+            throw TrainingMemory.Explain(e, what, _options, _options.Model.Device);
         }
     }
 }

@@ -10,13 +10,15 @@ internal sealed class TrainingModel : IDisposable
 {
     private readonly VisionLanguageConfig _config;
     private readonly ScalarType _resultPrecision;
-    private readonly bool _trainsEncoder;
     private readonly Tensor _mean, _std, _whole;
     private readonly FeatureStore? _features;
     private readonly LoraOptions? _lora;
     private readonly LoraAdapters? _adapters;
 
-    public TrainingModel(TrainingOptions options, VisionLanguageConfig config)
+    /// <param name="options">The model to start from, and what of it learns.</param>
+    /// <param name="config">From <see cref="ConfigOf"/>.</param>
+    /// <param name="seesPicturesAgain">Whether what a frozen encoder made of a picture is worth keeping.</param>
+    public TrainingModel(TrainingOptions options, VisionLanguageConfig config, bool seesPicturesAgain = true)
     {
         var origin = options.Model;
         (_config, Tokenizer) = (config, origin.Tokenizer);
@@ -38,8 +40,7 @@ internal sealed class TrainingModel : IDisposable
             _adapters = LoraAdapters.Attach(Model, _lora);
             foreach (var (name, parameter) in _adapters.NamedParameters()) Parameters.Adopt(name, parameter);
         }
-        _trainsEncoder = Model.Vision.parameters().Any(p => p.requires_grad);
-        if (!_trainsEncoder) _features = new(options.FeatureMemory);
+        if (!Model.Vision.parameters().Any(p => p.requires_grad)) _features = new(seesPicturesAgain ? options.FeatureMemory : 0);
         var images = config.Images;
         _mean = tensor(images.Mean.ToArray()).view(1, 3, 1, 1).to(Device).DetachFromDisposeScope();
         _std = tensor(images.Std.ToArray()).view(1, 3, 1, 1).to(Device).DetachFromDisposeScope();
@@ -68,8 +69,8 @@ internal sealed class TrainingModel : IDisposable
     /// <summary>The model over the weights that learn: what it says changes with every step.</summary>
     public VisionLanguageModel Model { get; }
 
-    /// <summary>Whether what the encoder makes of a picture is known already, so that its pixels are not needed.</summary>
-    public bool HasFeatures(int picture) => _features?.Has(picture) ?? false;
+    /// <summary>Whether what the encoder makes of the pictures is known already, so that their pixels are not needed.</summary>
+    public bool HasFeatures(MicroBatch batch) => _features?.Has(batch) ?? false;
 
     /// <summary>The loss of a micro-batch, a scalar of float32: its part of the step's. Records gradients where they are enabled.</summary>
     public Tensor Loss(MicroBatch batch)
@@ -137,9 +138,9 @@ internal sealed class TrainingModel : IDisposable
     {
         if (_features is null) return Model.Vision.Encode(Normalize(batch.Pixels!));
         using var noGradients = no_grad();
-        if (batch.PictureIndices.All(_features.Has)) return MicroBatch.Send(_features.Get(batch.PictureIndices), Device);
-        var patches = Model.Vision.Encode(Normalize(batch.Pixels!));
-        _features.Add(batch.PictureIndices, patches);
+        if (batch.Pixels is null) return MicroBatch.Send(_features.Get(batch), Device);
+        var patches = Model.Vision.Encode(Normalize(batch.Pixels));
+        _features.Add(batch, patches);
         return patches;
     }
 
@@ -155,32 +156,33 @@ internal sealed class TrainingModel : IDisposable
     /// <summary>What a frozen encoder made of pictures, in the computer's memory: the first ones, as many as there is room for.</summary>
     private sealed class FeatureStore(long memory) : IDisposable
     {
-        private readonly Dictionary<int, Tensor> _features = [];
+        private readonly Dictionary<(PictureStore, int), Tensor> _features = [];
         private readonly Lock _lock = new();
         private long _used;
 
-        public bool Has(int picture)
+        // Asked by the thread that prepares batches; what is here stays.
+        public bool Has(MicroBatch batch)
         {
-            lock (_lock) return _features.ContainsKey(picture);
+            lock (_lock) return Array.TrueForAll(batch.PictureIndices, p => _features.ContainsKey((batch.Pictures, p)));
         }
 
-        public Tensor Get(int[] pictures)
+        public Tensor Get(MicroBatch batch)
         {
-            lock (_lock) return stack(pictures.Select(p => _features[p]));
+            lock (_lock) return stack(batch.PictureIndices.Select(p => _features[(batch.Pictures, p)]));
         }
 
-        public void Add(int[] pictures, Tensor patches)
+        public void Add(MicroBatch batch, Tensor patches)
         {
-            var bytes = patches.numel() / pictures.Length * patches.element_size();
+            var bytes = patches.numel() / patches.shape[0] * patches.element_size();
             using var scope = NewDisposeScope();
             Tensor? host = null;
             lock (_lock)
-                for (var i = 0; i < pictures.Length; i++)
+                for (var i = 0; i < patches.shape[0]; i++)
                 {
                     if (_used + bytes > memory) return;
-                    if (_features.ContainsKey(pictures[i])) continue;
+                    if (_features.ContainsKey((batch.Pictures, batch.PictureIndices[i]))) continue;
                     host ??= patches.cpu();
-                    _features.Add(pictures[i], host[i].clone().DetachFromDisposeScope());
+                    _features.Add((batch.Pictures, batch.PictureIndices[i]), host[i].clone().DetachFromDisposeScope());
                     _used += bytes;
                 }
         }

@@ -11,7 +11,10 @@ internal sealed record TrainingState
 
     public int BestStep { get; set; }
 
-    /// <summary>Validations since.</summary>
+    /// <summary>After how many steps the last validation was.</summary>
+    public int LastValidation { get; set; }
+
+    /// <summary>Validations since the best.</summary>
     public int SinceBest { get; set; }
 
     /// <summary>Whether the run came to its end.</summary>

@@ -81,6 +81,41 @@ public sealed class RecipeTests : IDisposable
     }
 
     [Fact]
+    public void PicturesOfTheValidationSetAreNotTakenForThoseOfTheTrainingSet()
+    {
+        using var validation = new Squares(5);
+        validation.Rows.Reverse();
+        double? seen = null;
+        var options = new PretrainConnectorOptions { Model = _model, BatchSize = 8, Epochs = 2, OnProgress = p => seen = p.Validation ?? seen };
+        using var tuned = _ml.VisionLanguage().Trainers.PretrainConnector(options).Fit(_train.Data(_ml), validation.Data(_ml));
+        seen.Should().BeApproximately(Losses(options with { Model = tuned.Model }, validation).Average(), 1e-5);
+    }
+
+    [Fact]
+    public void APictureThatChangesWhileItIsLearntFromEndsTheRun()
+    {
+        var options = Squares.Options(_model) with { PixelMemory = 0, Epochs = 50, OnProgress = p => { if (p.Step == 2) File.Copy(_train.Rows[0].Image, _train.Rows[3].Image, overwrite: true); } };
+        Act(() => Fit(options)).Should().Throw<TrainingException>().WithMessage("*1.bmp' was changed*");
+    }
+
+    [Fact]
+    public void InBfloat16TheStepsAreThoseOfFloat32ButForRounding()
+    {
+        List<double> Run(TrainingPrecision precision)
+        {
+            var losses = new List<double>();
+            using var tuned = _ml.VisionLanguage().Trainers.InstructionTune(Squares.Options(_model) with { Precision = precision, BatchSize = 12, MicroBatchSize = 6, Epochs = 6, OnProgress = p => losses.Add(p.Loss) }).Fit(_train.Data(_ml));
+            tuned.Model.NamedParameters().Should().OnlyContain(p => p.Parameter.dtype == ScalarType.Float32, "the result is the float32 weights where the model was float32");
+            Squares.Weights(tuned.Model)["backbone.layers.0.mixer.in_proj.weight"].Should().Contain(v => BitConverter.SingleToUInt32Bits(v) % 65536 != 0, "nothing was rounded");
+            return losses;
+        }
+        var (wide, narrow) = (Run(TrainingPrecision.Float32), Run(TrainingPrecision.BFloat16));
+        wide.Should().HaveCount(12);
+        narrow.Zip(wide).Should().OnlyContain(p => Math.Abs(p.First - p.Second) < 0.02 * p.Second).And.Contain(p => p.First != p.Second);
+        wide[^1].Should().BeLessThan(0.9 * wide[0]);
+    }
+
+    [Fact]
     public void AMambaMayStartWithLayerNormWhoseBiasThenLearns()
     {
         using var tuned = _ml.VisionLanguage().Trainers.InstructionTune(Squares.Options(_model) with { Norm = NormKind.LayerNorm, Epochs = 1 }).Fit(_train.Data(_ml));
@@ -96,6 +131,69 @@ public sealed class RecipeTests : IDisposable
         using var neox = Squares.Model(TinyVisionLanguage.NeoX);
         Act(() => _ml.VisionLanguage().Trainers.InstructionTune(new() { Model = neox, Norm = NormKind.LayerNorm })).Should().Throw<ArgumentException>().WithMessage("*GPT-NeoX*");
         Act(() => _ml.VisionLanguage().Trainers.InstructionTune(new() { Model = tuned.Model, Norm = NormKind.RmsNorm })).Should().Throw<ArgumentException>().WithMessage("*biases would be lost*");
+    }
+
+    [Theory, MemberData(nameof(TinyVisionLanguage.Backbones), MemberType = typeof(TinyVisionLanguage))]
+    public void LoraLearnsBesideTheLanguageModelAndIsMergedAndSavedApart(string backbone)
+    {
+        using var model = Squares.Model(backbone);
+        var before = Squares.Weights(model);
+        var output = Path.Combine(_train.Folder, "lora");
+        var options = new InstructionTuneOptions { Model = model, Lora = new() { Rank = 2, Alpha = 4, Dropout = 0.1 }, LearningRate = 1e-2, BatchSize = 8, Epochs = 2 };
+        var whole = Fit(options);
+        foreach (var (name, values) in whole)
+        {
+            var learns = name.StartsWith("vision_embed_tokens.") || (name.Split('.').Length > 4 && before[name].Length > 32 && !name.Contains("vision_")
+                && name.EndsWith("weight") && !name.Contains("norm") && !name.Contains("conv1d"));
+            values.SequenceEqual(before[name]).Should().Be(!learns, name);
+        }
+
+        // Ended half-way and gone on with, dropout included.
+        using (_ml.VisionLanguage().Trainers.InstructionTune(options with { OutputDirectory = output, Cancellation = Cancelled(out var cancel), OnProgress = p => cancel(p.Step == 2), ReportSteps = 1 }).Fit(_train.Data(_ml)))
+            Directory.Exists(Path.Combine(output, "checkpoint-00000002")).Should().BeTrue();
+        using var tuned = _ml.VisionLanguage().Trainers.InstructionTune(options with { OutputDirectory = output }).Fit(_train.Data(_ml));
+        foreach (var (name, values) in Squares.Weights(tuned.Model)) values.Should().Equal(whole[name], name);
+
+        // The file goes onto the model that it was learnt beside.
+        using var other = Squares.Model(backbone);
+        using (var adapters = LoraAdapters.Load(other, Path.Combine(output, "lora.safetensors"))) adapters.Merge();
+        foreach (var (name, values) in Squares.Weights(other).Where(w => !w.Key.StartsWith("vision_embed_tokens."))) values.Should().Equal(whole[name], name);
+        model.Language.HasAdapters.Should().BeFalse();
+
+        CancellationToken Cancelled(out Action<bool> cancel)
+        {
+            var source = new CancellationTokenSource();
+            cancel = now => { if (now) source.Cancel(); };
+            return source.Token;
+        }
+    }
+
+    [Fact]
+    public void TheOutputDirectoryGetsALogAndAPictureOfAllSteps()
+    {
+        var output = Path.Combine(_train.Folder, "run");
+        var seen = new List<TrainingProgress>();
+        using var console = new StringWriter();
+        var before = Console.Error;
+        Console.SetError(console);
+        try
+        {
+            Fit(Squares.Options(_model) with { MaxSteps = 2, ShowProgress = true });
+        }
+        finally
+        {
+            Console.SetError(before);
+        }
+        console.ToString().Should().Contain("step 1/2").And.Contain("step 2/2");
+        Fit(Squares.Options(_model) with { OutputDirectory = output, BatchSize = 8, ReportSteps = 2, OnProgress = seen.Add });
+        Directory.GetFiles(output, "events.out.tfevents.*").Should().ContainSingle();
+        File.ReadAllBytes(Path.Combine(output, "loss.png")).Should().StartWith([0x89, (byte)'P', (byte)'N', (byte)'G']);
+        seen.Select(p => p.Step).Should().Equal(2, 4, 6, 8, 9);
+        seen.Should().OnlyContain(p => p.TotalSteps == 9 && p.RowsPerSecond > 0 && p.TokensPerSecond > p.RowsPerSecond && p.GradientNorm > 0 && p.Loss > 0);
+        seen.Select(p => p.Epoch).Should().Equal(2 / 3.0, 4 / 3.0, 2, 8 / 3.0, 3);
+        seen.Select(p => p.IsLast).Should().Equal(false, false, false, false, true);
+        Fit(Squares.Options(_model) with { OutputDirectory = output + "2", WriteLogs = false });
+        Directory.GetFiles(output + "2").Select(Path.GetFileName).Should().Equal("run.lock");
     }
 
     [Fact]
@@ -160,16 +258,9 @@ public sealed class RecipeTests : IDisposable
         (results.Count - 1 - best).Should().Be(3);
 
         // The returned model is the best one: measured anew, by its own loss over all ten rows, one at a time.
-        var data = Read(options, validation);
-        using var model = new TrainingModel(options with { Model = tuned.Model }, tuned.Model.Config);
-        data.Rows.Should().HaveCount(10);
-        using var scope = NewDisposeScope();
-        var alone = data.Rows.Average(r =>
-        {
-            using var batch = BatchFeeder.Batches(data, model, [r], 1, 1)[0];
-            return model.Loss(batch).ToDouble();
-        });
-        alone.Should().BeApproximately(results.Min(), 1e-5 * alone);
+        var alone = Losses(options with { Model = tuned.Model }, validation);
+        alone.Should().HaveCount(10);
+        alone.Average().Should().BeApproximately(results.Min(), 1e-5);
     }
 
     [Theory]
@@ -236,6 +327,19 @@ public sealed class RecipeTests : IDisposable
     {
         using var tuned = _ml.VisionLanguage().Trainers.InstructionTune(options).Fit(_train.Data(_ml));
         return Squares.Weights(tuned.Model);
+    }
+
+    // Each row's loss, by itself.
+    private List<double> Losses(TrainingOptions options, Squares squares)
+    {
+        var data = Read(options, squares);
+        using var model = new TrainingModel(options, options.Model.Config);
+        using var scope = NewDisposeScope();
+        return [.. data.Rows.Select(r =>
+        {
+            using var batch = BatchFeeder.Batches(data, model, [r], 1, 1)[0];
+            return model.Loss(batch).ToDouble();
+        })];
     }
 
     private TrainingData Read(TrainingOptions options, Squares? squares = null)

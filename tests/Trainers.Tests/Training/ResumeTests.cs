@@ -6,7 +6,6 @@ using Microsoft.ML;
 namespace MambaVL.Tests.Training;
 
 /// <summary>A run that was ended at any moment, and started again, ends with the same bits.</summary>
-[Collection(nameof(TrainingCheckpoints))] // the moments of writing are told through one hook
 public sealed class ResumeTests : IDisposable
 {
     private sealed class Killed : Exception;
@@ -25,7 +24,6 @@ public sealed class ResumeTests : IDisposable
 
     public void Dispose()
     {
-        TrainingCheckpoints.Writing = null;
         _model.Dispose();
         _train.Dispose();
         _validation.Dispose();
@@ -38,7 +36,7 @@ public sealed class ResumeTests : IDisposable
 
         // Each run gets a little further, and is killed at another moment.
         var moments = new Queue<string>(["begun", "weights", "state", "renamed", "rotated"]);
-        TrainingCheckpoints.Writing = moment =>
+        TrainingCheckpoints.Writing.Value = moment =>
         {
             if (!moments.TryPeek(out var next) || moment != next) return;
             moments.Dequeue();
@@ -56,6 +54,31 @@ public sealed class ResumeTests : IDisposable
         var steps = 0;
         Same(Fit(Options with { OnProgress = _ => steps++ }), expected);
         steps.Should().Be(0);
+    }
+
+    [Fact]
+    public void AProcessThatIsKilledIsGoneOnWith()
+    {
+        using var data = new Squares(12, others: true); // in another folder than the process's: the pictures count, not their paths
+        Dictionary<string, float[]> Run(string? folder)
+        {
+            using var tuned = _ml.VisionLanguage().Trainers.InstructionTune(TrainingProcess.Options(_model, folder)).Fit(data.Data(_ml));
+            return Squares.Weights(tuned.Model);
+        }
+        using (var process = TrainingProcess.Start(Output))
+        {
+            var deadline = DateTime.UtcNow.AddMinutes(2);
+            while (!(Directory.Exists(Output) && Directory.GetDirectories(Output, "checkpoint-*").Length > 0))
+            {
+                process.HasExited.Should().BeFalse();
+                DateTime.UtcNow.Should().BeBefore(deadline);
+                Thread.Sleep(5);
+            }
+            process.Kill();
+            process.WaitForExit();
+            process.ExitCode.Should().NotBe(0, "it was killed before its end");
+        }
+        Same(Run(Output), Run(null));
     }
 
     [Fact]
@@ -98,12 +121,14 @@ public sealed class ResumeTests : IDisposable
         seen.Should().Be(1);
     }
 
-    [Fact]
-    public void ARunThatWasCancelledGivesTheModelAsItStandsAndGoesOnLater()
+    [Theory]
+    [InlineData(3)] // there is a validation after it, which is cut short
+    [InlineData(5)]
+    public void ARunThatWasCancelledGivesTheModelAsItStandsAndGoesOnLater(int step)
     {
         var expected = Fit(Options with { OutputDirectory = null });
         using var cancel = new CancellationTokenSource();
-        var halfWay = Fit(Options with { Cancellation = cancel.Token, OnProgress = p => { if (p.Step == 5) cancel.Cancel(); } });
+        var halfWay = Fit(Options with { Cancellation = cancel.Token, OnProgress = p => { if (p.Step == step) cancel.Cancel(); } });
         halfWay.Keys.Should().Contain(n => !halfWay[n].SequenceEqual(expected[n]));
         Same(Fit(Options), expected);
 
