@@ -8,6 +8,7 @@ Dictionary<string, (string what, Func<Options, IEnumerable<object>> run)> benchm
     ["prefill"] = ("reading a prompt on the CPU against the model's matrix products alone", PrefillBenchmark.Run),
     ["gpu"] = ("every line of the table for one NVIDIA GPU, beside PyTorch where it is", GpuBenchmark.Run),
     ["gpu-group"] = ("our side of one group of them: --name limits, scan, language or vision", GpuBenchmark.RunGroup),
+    ["agree"] = ("logits of whole models on one GPU against PyTorch's", GpuAgreement.Run),
     ["mlnet"] = ("a pipeline step against calling the model on the same batches", MlNetBenchmark.Run),
 };
 
@@ -23,10 +24,18 @@ if (problem is not null)
     return 2;
 }
 var results = new List<object>();
-foreach (var result in benchmarks[name!].run(options))
+try
 {
-    Console.WriteLine(result);
-    results.Add(result);
-    options.Save(name!, results); // each time: one that fails later takes nothing away
+    foreach (var result in benchmarks[name!].run(options))
+    {
+        Console.WriteLine(result);
+        results.Add(result);
+        options.Save(name!, results); // each time: one that fails later takes nothing away
+    }
 }
-return 0;
+catch (MambaVL.NativeRuntimeException e)
+{
+    Console.Error.WriteLine(e.Message);
+    return 1;
+}
+return Environment.ExitCode;

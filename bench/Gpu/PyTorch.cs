@@ -36,11 +36,7 @@ internal static class PyTorch
         var file = Path.GetTempFileName();
         try
         {
-            var start = new ProcessStartInfo(python, [Path.Combine(Repository.Path("bench/pytorch"), script), "--json", file, .. arguments]);
-            Own(start);
-            using var process = Process.Start(start)!;
-            process.WaitForExit();
-            if (process.ExitCode != 0) Console.Error.WriteLine($"{script} ended with {process.ExitCode}.");
+            Start(python, script, ["--json", file, .. arguments]);
             // Written after each result: what a script measured before it failed is there.
             return new FileInfo(file).Length == 0 ? [] : JsonSerializer.Deserialize<PyTorchResult[]>(File.ReadAllText(file), Json) ?? [];
         }
@@ -48,6 +44,16 @@ internal static class PyTorch
         {
             File.Delete(file);
         }
+    }
+
+    /// <summary>Runs a script to its end; what it prints is printed.</summary>
+    public static void Start(string python, string script, params IEnumerable<string> arguments)
+    {
+        var start = new ProcessStartInfo(python, [Path.Combine(Repository.Path("bench/pytorch"), script), .. arguments]);
+        Own(start);
+        using var process = Process.Start(start)!;
+        process.WaitForExit();
+        if (process.ExitCode != 0) Console.Error.WriteLine($"{script} ended with {process.ExitCode}.");
     }
 
     public static readonly JsonSerializerOptions Json = new() { WriteIndented = true, PropertyNameCaseInsensitive = true };

@@ -82,7 +82,9 @@ class Mamba:
 
     def prepare(self):
         """What a step would otherwise look up or compute anew."""
-        self.cached = [self.layer(i) | {"A": -self.w[f"backbone.layers.{i}.mixer.A_log"].exp()} for i in range(self.layers)]
+        self.cached = [self.layer(i) | {"A": -self.w[f"backbone.layers.{i}.mixer.A_log"].exp(),
+                                        "filter": self.w[f"backbone.layers.{i}.mixer.conv1d.weight"].squeeze(1).float(),
+                                        "filter_bias": self.w[f"backbone.layers.{i}.mixer.conv1d.bias"].float()} for i in range(self.layers)]
         return self
 
     def states(self, rows):
@@ -95,7 +97,7 @@ class Mamba:
         for w, (window, h) in zip(self.cached, states):
             u, z = F.linear(rms_norm(x, w["norm.weight"]), w["mixer.in_proj.weight"]).chunk(2, -1)
             window.copy_(torch.cat((window[..., 1:], u.float().unsqueeze(-1)), -1))
-            u = F.silu((window * w["mixer.conv1d.weight"].squeeze(1).float()).sum(-1) + w["mixer.conv1d.bias"].float()).to(self.dtype)
+            u = F.silu((window * w["filter"]).sum(-1) + w["filter_bias"]).to(self.dtype)
             delta, B, C = F.linear(u, w["mixer.x_proj.weight"]).split((self.r, self.n, self.n), -1)
             delta = F.softplus(F.linear(delta, w["mixer.dt_proj.weight"]).float() + w["mixer.dt_proj.bias"]).unsqueeze(-1)
             h.mul_(torch.exp(delta * w["A"])).add_(delta * u.float().unsqueeze(-1) * B.float().unsqueeze(1))

@@ -50,8 +50,8 @@ internal sealed unsafe class CudaModule
     {
         // The GPU's own architecture, or the newest of its generation that this compiler knows: machine code runs on later ones of the same generation.
         var architecture = compiler.Architectures.Where(a => a <= capability && a / 10 == capability / 10).DefaultIfEmpty(capability).Max();
-        // sm_90a has Hopper's own instructions.
-        return [$"--gpu-architecture=sm_{architecture}{(architecture == 90 ? "a" : "")}", "--std=c++17", "--extra-device-vectorization", .. defines.Select(d => "-D" + d)];
+        // sm_90a has Hopper's own instructions. NVRTC takes a constexpr function without __device__ for the host's, unless told.
+        return [$"--gpu-architecture=sm_{architecture}{(architecture == 90 ? "a" : "")}", "--std=c++17", "--device-as-default-execution-space", "--extra-device-vectorization", .. defines.Select(d => "-D" + d)];
     }
 
     private static string FileName(string file, int capability, IReadOnlyList<string> defines, Nvrtc compiler) =>

@@ -150,6 +150,15 @@ public sealed class GptNeoX : LanguageModel
         return gpt_neox.embed_in.forward(ids);
     }
 
+    internal override Tensor EmbedTrusted(Tensor ids) => gpt_neox.embed_in.forward(ids);
+
+    internal override Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var scope = NewDisposeScope();
+        var x = gpt_neox.Layers(embeddings, null, null, null).flatten(0, 1);                 // (b * l, d)
+        return Head(gpt_neox.final_layer_norm.forward(x.index_select(0, positions))).MoveToOuterDisposeScope(); // (p, v)
+    }
+
     /// <inheritdoc/>
     public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
     {
@@ -187,8 +196,8 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
-        if (_cudaDecoder.Decode(ids, states) is { } near) return near;
-        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
+        if (CudaDecoder?.Decode(ids, states) is { } near) return near;
+        if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
@@ -198,7 +207,7 @@ public sealed class GptNeoX : LanguageModel
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
 
-    internal override CudaDecoder CudaDecoder => _cudaDecoder;
+    private protected override CudaDecoder OwnCudaDecoder => _cudaDecoder;
 
     private Tensor LastLogits(Tensor x)
     {
