@@ -19,7 +19,7 @@ extern "C" {
 __device__ void __syncthreads(); __device__ void __syncwarp(unsigned = 0xffffffffu); __device__ void __threadfence(); __device__ void __threadfence_block();
 __device__ void __nanosleep(unsigned); __device__ int __syncthreads_or(int); __device__ int __syncthreads_count(int);
 __device__ float exp2f(float); __device__ float expf(float); __device__ float logf(float); __device__ float log2f(float); __device__ float log1pf(float); __device__ float sqrtf(float); __device__ float rsqrtf(float);
-__device__ float fmaxf(float, float); __device__ float fminf(float, float); __device__ float fabsf(float); __device__ float fmaf(float, float, float); __device__ float cosf(float); __device__ float sinf(float); __device__ float tanhf(float); __device__ float erff(float);
+__device__ double sqrt(double); __device__ double ceil(double); __device__ float fmaxf(float, float); __device__ float fminf(float, float); __device__ float fabsf(float); __device__ float fmaf(float, float, float); __device__ float cosf(float); __device__ float sinf(float); __device__ float tanhf(float); __device__ float erff(float);
 __device__ float __expf(float); __device__ float __fdividef(float, float); __device__ float floorf(float); __device__ float powf(float, float);
 __device__ float __fadd_rn(float, float); __device__ float __fmul_rn(float, float);
 __device__ int __popc(unsigned); __device__ int __ffs(int); __device__ int __clz(int);

@@ -1,4 +1,5 @@
 using MambaVL.Metrics;
+using MambaVL.Transforms;
 
 namespace Microsoft.ML;
 
@@ -11,11 +12,12 @@ public static class VisionLanguageContext
     public static VisionLanguageOperations VisionLanguage(this MLContext context)
     {
         ArgumentNullException.ThrowIfNull(context);
-        return new();
+        return new(context);
     }
 }
 
-/// <summary>Metrics of what models say about images: <c>mlContext.VisionLanguage().EvaluateCaptions(predictions)</c>.</summary>
+/// <summary>Trainers of models, and metrics of what models say about images:
+/// <c>mlContext.VisionLanguage().EvaluateCaptions(predictions)</c>.</summary>
 /// <remarks>
 /// <para>Each metric reads the data once, row by row, and gives each row's scores as well. No value is ever NaN.
 /// docs/metrics.md has formulas and sources.</para>
@@ -24,9 +26,10 @@ public static class VisionLanguageContext
 /// </remarks>
 public sealed class VisionLanguageOperations
 {
-    internal VisionLanguageOperations()
-    {
-    }
+    internal VisionLanguageOperations(MLContext context) => Trainers = new(MlNet.Environment(context.Transforms));
+
+    /// <summary>Estimators whose Fit trains a model.</summary>
+    public VisionLanguageTrainers Trainers { get; }
 
     /// <summary>BLEU, ROUGE-L and CIDEr of captions.</summary>
     /// <param name="data">The predictions.</param>

@@ -138,6 +138,18 @@ public sealed class SaveLoadTests : IDisposable
     }
 
     [Fact]
+    public void APipelineIsNotSavedWithoutTheAdaptersOfItsModel()
+    {
+        var (transformer, _) = Captions(_model);
+        using var adapters = LoraAdapters.Attach(_model);
+        var save = () => _ml.Model.Save(transformer, _pictures.Data(_ml).Schema, _pictures.Zip);
+        save.Should().Throw<InvalidOperationException>().WithMessage("*adapters*merge*");
+        adapters.Merge();
+        save();
+        Load(out _).Dispose();
+    }
+
+    [Fact]
     public void WeightsInTheZipAreUsedWhereTheyLie()
     {
         Save(WeightStorage.InZip);

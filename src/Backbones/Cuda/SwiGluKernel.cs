@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Runtime.InteropServices;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -7,8 +8,6 @@ namespace MambaVL.Cuda;
 /// <summary>The inside of a gated MLP, silu(gate) value and the LayerNorm over it, in one pass (Kernels/swiglu.cu). Inference only.</summary>
 internal static class SwiGluKernel
 {
-    private const int MostThreads = 256, MostNumbers = 64; // of a block; that a thread keeps in registers
-
     [StructLayout(LayoutKind.Sequential)]
     private struct Arguments
     {
@@ -16,8 +15,7 @@ internal static class SwiGluKernel
         public float Eps;
     }
 
-    /// <summary>Whether rows of so many numbers fit.</summary>
-    public static bool Takes(long padded, ScalarType type) => Spread(padded, Vector(padded, type.ElementSize())) is not null;
+    private static readonly ConcurrentDictionary<(CudaGpu, ScalarType, long Width, long Padded, int Vector, bool Norm), (CudaKernel, int Threads)> Kernels = new();
 
     /// <summary>[..., 2 padded], gate and value, -> [..., padded], zeros from <paramref name="width"/> on. The caller owns the result.</summary>
     /// <param name="gpu">Of the tensors.</param>
@@ -35,15 +33,18 @@ internal static class SwiGluKernel
         Check(weight, nameof(weight));
         Check(bias, nameof(bias));
         if ((weight is null) != (bias is null)) throw new ArgumentException("A norm has both weight and bias; one of them is null.", nameof(bias));
-        var vector = Vector(padded, (int)x.element_size(), x, weight, bias);
-        var threads = Spread(padded, vector) ?? throw new ArgumentException($"Rows of {padded} numbers do not fit into a block's registers.", nameof(x));
+        var vector = RowSpread.Vector(padded, (int)x.element_size(), x, weight, bias);
+        var (kernel, threads) = Kernels.GetOrAdd((gpu, x.dtype, width, padded, vector, weight is not null), static key =>
+        {
+            var (gpu, type, width, padded, vector, norm) = key;
+            var threads = RowSpread.Threads(padded, vector) ?? throw new ArgumentException($"Rows of {padded} numbers do not fit into a block's registers.", nameof(x));
+            return (gpu.Kernel("swiglu.cu", "swiglu", $"TYPE={CudaTensor.TypeName(type)}", $"WIDTH={width}", $"PADDED={padded}", $"VECTOR={vector}", $"THREADS={threads}", $"NORM={(norm ? 1 : 0)}"), threads);
+        });
         var rows = x.numel() / shape[^1];
         if (rows > int.MaxValue) throw new ArgumentException($"{rows} rows are more than one launch takes.", nameof(x));
         shape[^1] = padded;
         var y = empty(shape, dtype: x.dtype, device: x.device);
         if (rows == 0) return y;
-        var kernel = gpu.Kernel("swiglu.cu", "swiglu", $"TYPE={CudaTensor.TypeName(x.dtype)}", $"WIDTH={width}", $"PADDED={padded}",
-            $"VECTOR={vector}", $"THREADS={threads}", $"NORM={(weight is null ? 0 : 1)}");
         kernel.Run(CudaStream.Current(gpu.Index), new Launch((int)rows, threads), new Arguments
         {
             X = CudaTensor.Pointer(x), Weight = CudaTensor.Pointer(weight), Bias = CudaTensor.Pointer(bias), Y = CudaTensor.Pointer(y), Eps = (float)eps,
@@ -56,21 +57,5 @@ internal static class SwiGluKernel
             if (t.dim() != 1 || t.shape[0] != padded || t.dtype != x.dtype || t.device_type != DeviceType.CUDA || t.device_index != gpu.Index || !t.is_contiguous())
                 throw new ArgumentException($"The norm's {name} is [{string.Join(", ", t.shape)}] of {t.dtype} on {t.device}; expected a contiguous [{padded}] of {x.dtype} on cuda:{gpu.Index}.", name);
         }
-    }
-
-    private static int Vector(long padded, int elementSize, params ReadOnlySpan<Tensor?> tensors)
-    {
-        long together = (long)(16 / elementSize) | padded;
-        foreach (var t in tensors) together |= (long)CudaTensor.Pointer(t) / elementSize;
-        return (int)(together & -together);
-    }
-
-    /// <summary>Threads of a block: as few numbers a thread as a block of <see cref="MostThreads"/> allows.</summary>
-    private static int? Spread(long padded, int vector)
-    {
-        var vectors = padded / vector;
-        var each = (vectors + MostThreads - 1) / MostThreads;
-        if (each * vector > MostNumbers) return null;
-        return (int)(((vectors + each - 1) / each + 31) / 32 * 32);
     }
 }

@@ -23,7 +23,7 @@ internal sealed class DeviceSteps : IDisposable
     /// <summary>Null where the model's next tokens are chosen on the host.</summary>
     public static DeviceSteps? TryCreate(LanguageModel model, GenerationOptions options)
     {
-        if (options.Temperature != 0 || model.CudaDecoder?.Rent() is not { } batch) return null;
+        if (model.CudaDecoder?.Rent() is not { } batch) return null;
         var steps = new DeviceSteps(model.CudaDecoder, options);
         steps._parts.Add((batch, []));
         return steps;

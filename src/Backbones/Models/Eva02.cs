@@ -99,6 +99,7 @@ public sealed class Eva02 : VisionEncoder
         var x = patch_embed.forward(images);                                                  // (b, n, d)
         x = cat([cls_token.expand(x.shape[0], -1, -1), x], 1) + PositionEmbedding(rows, cols); // (b, l, d)
         var gpu = FusedChoice.For(x);
+        if (gpu is not null && RowSpread.Takes(Width) && !Learns(x)) return Infer(gpu, x, rotary).MoveToOuterDisposeScope();
         foreach (var block in blocks)
         {
             using var before = x;
@@ -106,6 +107,20 @@ public sealed class Eva02 : VisionEncoder
         }
         if (norm is not null) x = norm.forward(x);
         return x.MoveToOuterDisposeScope();
+    }
+
+    private bool Learns(Tensor x) => is_grad_enabled() && (x.requires_grad || parameters().Any(p => p.requires_grad));
+
+    // The blocks where nothing is to be learned: each addition is one with the norm that comes next.
+    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary)
+    {
+        var normed = blocks[0].norm1.forward(x);
+        for (var i = 0; i < blocks.Count; i++)
+        {
+            using Tensor before = x, normedBefore = normed;
+            (x, normed) = blocks[i].Infer(gpu, before, normedBefore, rotary, i + 1 < blocks.Count ? blocks[i + 1].norm1 : norm);
+        }
+        return norm is null ? x : normed;
     }
 
     /// <inheritdoc/>
@@ -133,7 +148,8 @@ internal sealed class Eva02PatchEmbedding : nn.Module<Tensor, Tensor>
 /// <summary>Attention and a gated MLP, each on a normalised copy of the stream that it adds to.</summary>
 internal sealed class Eva02Block : nn.Module<Tensor, Tensor, Tensor>
 {
-    private readonly Norm norm1, norm2;
+    public readonly Norm norm1;
+    private readonly Norm norm2;
     private readonly Eva02Attention attn;
     private readonly Eva02Mlp mlp;
 
@@ -151,6 +167,20 @@ internal sealed class Eva02Block : nn.Module<Tensor, Tensor, Tensor>
         using var scope = NewDisposeScope();
         x = x + attn.forward(norm1.forward(x), rotary);
         return (x + mlp.forward(norm2.forward(x))).MoveToOuterDisposeScope(); // (b, l, d)
+    }
+
+    /// <summary>The same without gradients, in fewer still: from the stream and its first norm to the stream and the norm that
+    /// comes after the block (without one, the stream in its place).</summary>
+    public (Tensor X, Tensor Normed) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor rotary, Norm? next)
+    {
+        using var scope = NewDisposeScope();
+        (x, normed, _) = AddNormsKernel.Run(gpu, x, attn.Fused(gpu, normed, rotary), null, norm2);
+        var y = mlp.Fused(gpu, normed);
+        if (next is not null) (x, normed, _) = AddNormsKernel.Run(gpu, x, y, null, next);
+        else x = normed = x + y;
+        x.MoveToOuterDisposeScope();
+        normed.MoveToOuterDisposeScope();
+        return (x, normed); // (b, l, d) both
     }
 
     /// <summary>The same in few launches.</summary>
@@ -312,7 +342,9 @@ internal sealed class Eva02Mlp : nn.Module<Tensor, Tensor>
     /// <summary>The same in three launches, where nothing is to be learned.</summary>
     public Tensor Fused(CudaGpu gpu, Tensor x)
     {
-        if (!IsFrozen() || (is_grad_enabled() && x.requires_grad) || !SwiGluKernel.Takes(_padded, x.dtype)) return forward(x);
+        var frozen = IsFrozen();
+        if (is_grad_enabled() && (!frozen || x.requires_grad)) return forward(x);
+        if ((!frozen && fc1 is null) || !RowSpread.Takes(_padded)) return forward(x); // not to be packed
         using var scope = NewDisposeScope();
         var (first, firstBias, second, weight, bias) = Padded();
         var y = F.linear(x, first, firstBias);                                      // (b, l, 2 m), both halves padded

@@ -44,7 +44,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
     public Tensor Run(Tensor x, MambaState? state, IList<Tensor>? hiddenStates)
     {
         using var scope = NewDisposeScope();
-        var (b, l, d) = (x.shape[0], x.shape[1], x.shape[2]);
+        var (b, l, d, known) = (x.shape[0], x.shape[1], x.shape[2], hiddenStates?.Count ?? 0);
         // Padding on the right changes nothing before it. Where it would move the state on, the kernels stop at l.
         var padded = (l + Alignment - 1) / Alignment * Alignment;
         var input = (padded > l ? F.pad(x, [0, 0, 0, padded - l]) : x).contiguous();
@@ -53,9 +53,8 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             ? FusedMambaFunction.Record(this, input, anchor)
             : Forward(input, (int)l, state, hiddenStates, null);
         sum = sum.view(b, padded, d);
-        if (hiddenStates is not null)
-            for (var i = hiddenStates.Count - Layers; i < hiddenStates.Count; i++)
-                hiddenStates[i] = hiddenStates[i].view(b, padded, d).narrow(1, 0, l).alias().MoveToOuterDisposeScope();
+        for (var i = known; i < hiddenStates?.Count; i++)
+            hiddenStates[i] = hiddenStates[i].view(b, padded, d).narrow(1, 0, l).alias().MoveToOuterDisposeScope();
         return sum.narrow(1, 0, l).MoveToOuterDisposeScope();
     }
 
@@ -87,10 +86,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             w.Selected.addmm_(mixer.x_proj.weight, w.U, beta: 0);                                   // (r + 2n, R)
             w.Delta.addmm_(mixer.dt_proj.weight, w.Steps, beta: 0);                                 // (e, R)
             var (_, last, checkpoints) = kernels.Scan(Arguments(w, mixer, state?.Scan[i]), kept is not null, w.YTarget);
-            if (state is not null)
-            {
-                state.Scan[i].copy_(last[0]);
-            }
+            if (state is not null) state.Scan[i].copy_(last[0]);
             w.Out.addmm_(w.YT, mixer.out_proj.weight.t(), beta: 0);                                 // (R, d)
             if (mixer.out_proj.bias is { } outBias) w.Out.add_(outBias);
             if (kept is not null) kept.AddRange([sum, w.UZ, w.Selected, w.Y, checkpoints!]);
@@ -123,7 +119,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
 
             // out_proj and the scan, with the gate.
             Add(mixer.out_proj.weight, w.OutGradientT, w.YT);
-            if (mixer.out_proj.bias is { requires_grad: true } outBias) Add(outBias, w.OutGradient.sum(0));
+            if (mixer.out_proj.bias is { requires_grad: true } outBias) Add(outBias, w.OutGradient.sum([0L]));
             w.YGradient.addmm_(mixer.out_proj.weight.t(), w.OutGradientT, beta: 0);                 // (e, R)
             var gradients = kernels.ScanBackward(Arguments(w, mixer, null), checkpoints, w.YGradientInTime, w.ScanTargets);
             AddFloats(w, mixer, gradients[2]!, gradients[5]!, gradients[7]!);
@@ -136,7 +132,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
 
             // The convolution, in_proj, and the norm, which gives its output once more for in_proj's weight.
             ConvolveBackward(w, mixer);
-            if (mixer.in_proj.bias is { requires_grad: true } inBias) Add(inBias, w.UZGradient.sum(1));
+            if (mixer.in_proj.bias is { requires_grad: true } inBias) Add(inBias, w.UZGradient.sum([1L]));
             w.NormedGradient.addmm_(w.UZGradientT, mixer.in_proj.weight, beta: 0);                  // (R, d)
             NormBackward(w, norm, sum, mixer.in_proj.weight.requires_grad);
             Add(mixer.in_proj.weight, w.UZGradient, w.Normed);

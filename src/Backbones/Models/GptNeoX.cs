@@ -150,6 +150,15 @@ public sealed class GptNeoX : LanguageModel
         return gpt_neox.embed_in.forward(ids);
     }
 
+    internal override Tensor EmbedTrusted(Tensor ids) => gpt_neox.embed_in.forward(ids);
+
+    internal override Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var scope = NewDisposeScope();
+        var x = gpt_neox.Layers(embeddings, null, null, null).flatten(0, 1);                 // (b * l, d)
+        return Head(gpt_neox.final_layer_norm.forward(x.index_select(0, positions))).MoveToOuterDisposeScope(); // (p, v)
+    }
+
     /// <inheritdoc/>
     public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
     {
@@ -187,8 +196,8 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
-        if (_cudaDecoder.Decode(ids, states) is { } near) return near;
-        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
+        if (CudaDecoder?.Decode(ids, states) is { } near) return near;
+        if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
@@ -198,7 +207,7 @@ public sealed class GptNeoX : LanguageModel
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
 
-    internal override CudaDecoder CudaDecoder => _cudaDecoder;
+    private protected override CudaDecoder OwnCudaDecoder => _cudaDecoder;
 
     private Tensor LastLogits(Tensor x)
     {
@@ -289,12 +298,31 @@ internal sealed class GptNeoXBody : nn.Module
         var gpu = FusedChoice.For(x);
         var (cos, sin) = gpu is null ? RotaryTables(first, l) : default;
         var table = gpu is null ? null : _tables.Get(x.device, first + l);
+        if (gpu is not null && RowSpread.Takes(_config.HiddenSize) && !Learns(x)) return Infer(gpu, x.contiguous(), table!, pattern, state, hiddenStates);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
             using var input = x;
             GptNeoXCache? cache = state is null ? null : new(state.Keys[i], state.Values[i], first);
             x = gpu is null ? layers[i].Run(input, cos, sin, pattern, cache) : layers[i].Fused(gpu, input, table!, pattern, cache);
+        }
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        return x;
+    }
+
+    private bool Learns(Tensor x) => is_grad_enabled() && (x.requires_grad || parameters().Any(p => p.requires_grad));
+
+    // The layers where nothing is to be learned: each addition is one with the norms that come next.
+    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
+    {
+        var (normed, other) = (layers[0].input_layernorm.forward(x), _config.ParallelResidual ? layers[0].post_attention_layernorm.forward(x) : null);
+        for (var i = 0; i < layers.Count; i++)
+        {
+            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            using Tensor input = x, normedInput = normed;
+            using var otherInput = other;
+            (x, normed, other) = layers[i].Infer(gpu, input, normedInput, otherInput, i + 1 < layers.Count ? layers[i + 1] : null, rotary, pattern,
+                state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
         }
         hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
@@ -389,6 +417,22 @@ internal sealed class GptNeoXLayer : nn.Module
         if (_parallel) return (mlp.forward(post_attention_layernorm.forward(x)) + attended + x).MoveToOuterDisposeScope();
         x = x + attended;
         return (mlp.forward(post_attention_layernorm.forward(x)) + x).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The same without gradients, in fewer still: from the stream and its norms (the second where the MLP reads it
+    /// too) to the stream and the norms of the next layer (after the last one, none).</summary>
+    public (Tensor X, Tensor Normed, Tensor? Other) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor? other, GptNeoXLayer? next, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    {
+        using var scope = NewDisposeScope();
+        var attended = attention.Fused(gpu, normed, rotary, pattern, cache);
+        if (other is null) (x, other, _) = AddNormsKernel.Run(gpu, x, attended, null, post_attention_layernorm);
+        var y = mlp.forward(other);
+        var second = _parallel ? attended : null;
+        if (next is not null) (x, normed, other) = AddNormsKernel.Run(gpu, x, y, second, next.input_layernorm, _parallel ? next.post_attention_layernorm : null);
+        else (x, other) = (second is null ? y + x : y + second + x, null);
+        x.MoveToOuterDisposeScope();
+        if (next is not null) normed.MoveToOuterDisposeScope();
+        return (x, normed, other?.MoveToOuterDisposeScope()); // (b, l, d) each
     }
 
     /// <summary>The same in few launches.</summary>

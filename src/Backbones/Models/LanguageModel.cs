@@ -1,4 +1,5 @@
 using MambaVL.Cuda;
+using MambaVL.Kernels;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -60,13 +61,37 @@ public abstract class LanguageModel : nn.Module
     /// <exception cref="ObjectDisposedException">A state was disposed.</exception>
     public abstract Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states);
 
-    /// <summary>Decodes on the GPU; null in a model that is not this library's.</summary>
-    internal virtual CudaDecoder? CudaDecoder => null;
+    /// <summary>The embeddings of ids that are known to be rows of the table: on a GPU, looking at them means waiting for
+    /// everything that was begun. [b, l] -> [b, l, d].</summary>
+    internal virtual Tensor EmbedTrusted(Tensor ids) => Embed(ids);
+
+    /// <summary>The logits at some positions only, [p, vocabulary]. A head with 50,000 rows costs more than several layers, and
+    /// in training only the answers' positions matter.</summary>
+    /// <param name="embeddings">[b, l, d]; padding, if any, is on the right.</param>
+    /// <param name="positions">[p], int64, row * l + position; on the weights' device.</param>
+    internal virtual Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var logits = Forward(embeddings);
+        using var flat = logits.flatten(0, 1);
+        return flat.index_select(0, positions);
+    }
+    /// <summary>Whether <see cref="LoraAdapters"/> are attached and not merged: then the weights alone are not the whole model.</summary>
+    public bool HasAdapters => Adapters is not null;
+
+    internal LoraAdapters? Adapters { get; set; }
+
+    // The kernels read the weights alone; adapters are beside them.
+    private protected bool UseKernels => Adapters is null && DecoderChoice.UseKernels;
+
+    /// <summary>Decodes on the GPU; null in a model that is not this library's, and while adapters are attached.</summary>
+    internal CudaDecoder? CudaDecoder => Adapters is null ? OwnCudaDecoder : null;
+
+    private protected virtual CudaDecoder? OwnCudaDecoder => null;
 
     /// <inheritdoc/>
     protected override void Dispose(bool disposing)
     {
-        if (disposing) CudaDecoder?.Dispose();
+        if (disposing) OwnCudaDecoder?.Dispose();
         base.Dispose(disposing);
     }
 

@@ -30,6 +30,9 @@ internal sealed class Linear : nn.Module<Tensor, Tensor>
     public readonly Parameter weight; // (out, in)
     public readonly Parameter? bias;  // (out)
 
+    /// <summary>What is learnt beside the weight; null: nothing. It is no part of the module: no parameter of it is the model's.</summary>
+    public LowRank? Adapter { get; set; }
+
     public Linear(ParameterScope p, long inFeatures, long outFeatures, bool hasBias = true,
         ParameterInitializer? initial = null, ParameterInitializer? initialBias = null, bool biasFloat32 = false) : base(nameof(Linear))
     {
@@ -38,7 +41,20 @@ internal sealed class Linear : nn.Module<Tensor, Tensor>
         RegisterComponents();
     }
 
-    public override Tensor forward(Tensor x) => F.linear(x, weight, bias);
+    public override Tensor forward(Tensor x)
+    {
+        if (Adapter is null) return F.linear(x, weight, bias);
+        using var scope = NewDisposeScope();
+        return (F.linear(x, weight, bias) + Adapter.Rows(x)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The product with inputs that stand in columns, without the bias: (in, l) -> (out, l), (b, in, l) -> (b, out, l).</summary>
+    public Tensor Columns(Tensor x)
+    {
+        if (Adapter is null) return weight.matmul(x);
+        using var scope = NewDisposeScope();
+        return (weight.matmul(x) + Adapter.Columns(x)).MoveToOuterDisposeScope();
+    }
 }
 
 /// <summary>A table of vectors, one for each id.</summary>

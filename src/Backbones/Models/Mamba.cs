@@ -146,6 +146,15 @@ public sealed class Mamba : LanguageModel
         return backbone.embedding.forward(ids);
     }
 
+    internal override Tensor EmbedTrusted(Tensor ids) => backbone.embedding.forward(ids);
+
+    internal override Tensor LogitsAt(Tensor embeddings, Tensor positions)
+    {
+        using var scope = NewDisposeScope();
+        var x = backbone.Layers(embeddings, null, null).flatten(0, 1);                       // (b * l, d)
+        return Head(backbone.norm_f.forward(x.index_select(0, positions))).MoveToOuterDisposeScope(); // (p, v)
+    }
+
     /// <inheritdoc/>
     public override Tensor Forward(Tensor embeddings, Tensor? attentionMask = null, IList<Tensor>? hiddenStates = null)
     {
@@ -180,8 +189,8 @@ public sealed class Mamba : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<MambaState>(ids, states);
-        if (_cudaDecoder.Decode(ids, states) is { } near) return near;
-        if (DecoderChoice.UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
+        if (CudaDecoder?.Decode(ids, states) is { } near) return near;
+        if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
         // Row by row: a matrix product of b rows adds in another order than one of a single row.
@@ -191,7 +200,7 @@ public sealed class Mamba : LanguageModel
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
 
-    internal override CudaDecoder CudaDecoder => _cudaDecoder;
+    private protected override CudaDecoder OwnCudaDecoder => _cudaDecoder;
 
     private Tensor Head(Tensor x) => F.linear(x, lm_head?.weight ?? backbone.embedding.weight);
 
@@ -221,7 +230,7 @@ internal sealed class MambaState : DecoderState
         var (config, device) = (model.Config, model.backbone.embedding.weight.device);
         Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
         Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.fill_(0);
+        foreach (var t in Convolution.Concat(Scan)) t.zero_();
     }
 
     public override DecoderState Clone()
@@ -247,10 +256,6 @@ internal sealed class MambaBackbone : nn.Module
     private readonly MambaConfig _config;
     private FusedOn? _fused;
 
-    /// <summary>Whether the layers may run as one operation (<see cref="FusedMamba"/>), in which their projections are plain
-    /// products: not where something was hung onto these.</summary>
-    public bool UseKernels { get; set; } = true;
-
     /// <summary>Kernels to use whatever the device; null: those of the device.</summary>
     public IMambaKernels? ForcedKernels { get; set; }
 
@@ -274,7 +279,9 @@ internal sealed class MambaBackbone : nn.Module
         if (Fused(x, hiddenStates) is { } fused)
         {
             using var input = x;
+            var known = hiddenStates?.Count ?? 0;
             x = fused.Run(input, state, hiddenStates);
+            for (var i = known; i < hiddenStates?.Count; i++) hiddenStates[i].MoveToOuterDisposeScope();
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
             return x;
         }
@@ -291,7 +298,8 @@ internal sealed class MambaBackbone : nn.Module
     // The kernels, where there are any for this device and these sizes. Hidden states with gradients are autograd's affair.
     private FusedMamba? Fused(Tensor x, IList<Tensor>? hiddenStates)
     {
-        if (!UseKernels || (hiddenStates is not null && is_grad_enabled())) return null;
+        // As one operation the projections are plain products, which adapters beside them are not part of.
+        if ((hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter)) return null;
         if (ForcedKernels is { } forced) return new(this, _config, forced);
         if (x.device_type != DeviceType.CUDA || ScanBackend.For(x.device_type, embedding.weight.dtype) == ScanBackend.Reference || !CudaMambaKernels.Take(_config)) return null;
         if (_fused is { } known && known.Device == x.device_index && known.Type == embedding.weight.dtype) return known.Layers;
@@ -334,6 +342,9 @@ internal sealed class MambaMixer : nn.Module
     public readonly Linear out_proj;     // (d, e)
     private readonly MambaConfig _config;
 
+    /// <summary>Whether a projection has an adapter beside it (<see cref="LoraAdapters"/>).</summary>
+    public bool HasAdapter => (in_proj.Adapter ?? x_proj.Adapter ?? dt_proj.Adapter ?? out_proj.Adapter) is not null;
+
     // A_log, D and the bias of dt_proj stay float32 in every precision: they act through exponentials, at every step.
     public MambaMixer(ParameterScope p, MambaConfig config) : base(nameof(MambaMixer))
     {
@@ -356,14 +367,14 @@ internal sealed class MambaMixer : nn.Module
         using var scope = NewDisposeScope();
         var (b, l, e, n, r) = (x.shape[0], x.shape[1], _config.InnerSize, _config.StateSize, _config.TimeStepRank);
 
-        var uz = in_proj.weight.mm(x.reshape(b * l, -1).t()).view(2 * e, b, l).transpose(0, 1); // (b, 2e, l)
+        var uz = in_proj.Columns(x.reshape(b * l, -1).t()).view(2 * e, b, l).transpose(0, 1);   // (b, 2e, l)
         if (in_proj.bias is not null) uz = uz + in_proj.bias.unsqueeze(-1);
         var (u, z) = (uz.narrow(1, 0, e), uz.narrow(1, e, e));                                  // (b, e, l) each
 
         u = F.silu(conv1d.Run(u, state?.Convolution));                                          // (b, e, l)
 
-        var selected = x_proj.weight.matmul(u);                                                 // (b, r + 2n, l)
-        var delta = dt_proj.weight.matmul(selected.narrow(1, 0, r));                            // (b, e, l)
+        var selected = x_proj.Columns(u);                                                       // (b, r + 2n, l)
+        var delta = dt_proj.Columns(selected.narrow(1, 0, r));                                  // (b, e, l)
         var (B, C) = (selected.narrow(1, r, n), selected.narrow(1, r + n, n));                  // (b, n, l) each
         var A = A_log.exp().neg();                                                              // (e, n)
 

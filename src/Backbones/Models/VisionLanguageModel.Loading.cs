@@ -115,22 +115,41 @@ public sealed partial class VisionLanguageModel
         Runtime.EnsureLoaded();
         CheckPrecision(dtype);
         Check(config, tokenizer);
-        var parameters = new RandomParameters(seed, dtype);
-        return new(config, config.Vision.Create(parameters.Root["vision_encoder"]),
-            new(config.Connector, parameters.Root["vision_embed_tokens"]), config.Language.Create(parameters.Root), tokenizer);
+        return Build(config, tokenizer, new RandomParameters(seed, dtype));
     }
+
+    /// <summary>Builds a model over a source that knows each parameter by the name of <see cref="NamedParameters"/>.</summary>
+    internal static VisionLanguageModel Build(VisionLanguageConfig config, Tokenizer tokenizer, ParameterSource parameters)
+        => new(config, config.Vision.Create(parameters.Root["vision_encoder"]),
+            new(config.Connector, parameters.Root["vision_embed_tokens"]), config.Language.Create(parameters.Root), tokenizer);
 
     /// <summary>Writes the model to a folder that <see cref="FromPretrained"/> loads: config.json, tokenizer.json and the
     /// weights as safetensors, in shards above 5 GB.</summary>
     /// <remarks>Each file gets its name only when it is whole, config.json last: a folder without one is not yet a
     /// model.</remarks>
     /// <param name="folder">The folder; made if it is not there.</param>
+    /// <param name="dtype">The precision of the weights in the file: float32, bfloat16 or float16, to which they are rounded; null
+    /// for the model's own. What a model keeps in float32 (Mamba's A_log, D and dt_proj.bias) stays so.</param>
+    /// <exception cref="ArgumentException">The precision is another.</exception>
     /// <exception cref="IOException">A file could not be written, or the folder holds weights of another layout.</exception>
-    public void Save(string folder)
+    /// <exception cref="InvalidOperationException">Adapters are attached.</exception>
+    public void Save(string folder, ScalarType? dtype = null)
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
+        if (dtype is not (null or ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float16))
+            throw new ArgumentException($"The precision is {dtype}; expected Float32, BFloat16 or Float16, or null for the model's own.", nameof(dtype));
+        if (Language.HasAdapters)
+            throw new InvalidOperationException("The model has adapters that are not merged, and would be saved without them; merge them, or dispose of them, first.");
         var parameters = NamedParameters().ToDictionary(p => p.Name, p => (Tensor)p.Parameter);
-        SafetensorsWriter.WriteFolder(folder, parameters);
+        if (dtype is { } precision)
+        {
+            var recorder = new ShapeRecorder();
+            Build(Config, Tokenizer, recorder).Dispose();
+            SafetensorsWriter.WriteFolder(folder,
+                parameters.Select(p => new TensorEntry(p.Key, recorder.KeptFloat32.Contains(p.Key) ? ScalarType.Float32 : precision, p.Value.shape)),
+                e => parameters[e.Name].detach().to(e.DType));
+        }
+        else SafetensorsWriter.WriteFolder(folder, parameters);
         AtomicFile.Write(Path.Combine(folder, Tokenizer.FileName), Tokenizer.Source.Span);
         AtomicFile.Write(Path.Combine(folder, "config.json"), JsonSerializer.SerializeToUtf8Bytes(Config.ToJson(), Indented));
     }

@@ -6,7 +6,8 @@ public static class ImageTokens
     /// <summary>Stands where the embedding of a patch goes. It is no token: a model replaces it.</summary>
     public const long Placeholder = -200;
 
-    private const string Mark = "###", RowEnd = "&&";
+    internal const string Mark = "###", RowEnd = "&&";
+
     private const long MostIds = 1 << 24;
 
     /// <summary><c>###</c>, then for each row of patches its placeholders and <c>&amp;&amp;</c>, but <c>###</c> after the last row.</summary>

@@ -149,7 +149,7 @@ internal static class CudaScan
                 });
             }
         }
-        Tensor? OverRows(Tensor? t) => t is null ? null : (batch == 1 ? t.squeeze(0) : t.sum(0)).MoveToOuterDisposeScope();
+        Tensor? OverRows(Tensor? t) => t is null ? null : (batch == 1 ? t.squeeze(0) : t.sum([0L])).MoveToOuterDisposeScope();
         return [u, delta, OverRows(A), B, C, OverRows(D), z, OverRows(bias), initialState];
     }
 

@@ -27,6 +27,8 @@ internal sealed class ModelWriter(Action<string, CompressionLevel, Action<Stream
     {
         foreach (var (other, found) in _written)
             if (ReferenceEquals(other, model)) return found;
+        if (model.Language.HasAdapters)
+            throw new InvalidOperationException("The model has adapters that are not merged, and would be saved without them; merge them, or dispose of them, before the pipeline is saved.");
         var parameters = model.NamedParameters().ToDictionary(p => p.Name, p => (Tensor)p.Parameter);
 
         var folder = $"{Folder}/model-{_written.Count}";

@@ -12,8 +12,10 @@ internal sealed class BoundStep
         var settings = transformer.Settings;
         Inputs = transformer.Step.Bind(transformer.Host.Environment, MlNet.Columns(input));
         ImageColumn = input[settings.Image];
-        TextColumn = settings.Text is { } text ? input[text] : null;
-        ChoicesColumn = settings.Choices is { } choices ? input[choices] : null;
+        TextColumn = settings.Text is { } text ? input.GetColumnOrNull(text) : null; // whether it must be there, Bind has checked
+        ChoicesColumn = settings.Choices is { } choices ? input.GetColumnOrNull(choices) : null;
+        TaskColumn = settings.TaskColumn is { } task ? input[task] : null;
+        RegionsColumn = settings.Regions is { } regions ? input.GetColumnOrNull(regions) : null;
         SizeColumn = Inputs.SizeColumn is { } size ? input[size] : null;
         Outputs = [.. transformer.Step.Outputs(Inputs)];
         var schema = new DataViewSchema.Builder();
@@ -38,6 +40,10 @@ internal sealed class BoundStep
 
     public DataViewSchema.Column? ChoicesColumn { get; }
 
+    public DataViewSchema.Column? TaskColumn { get; }
+
+    public DataViewSchema.Column? RegionsColumn { get; }
+
     public DataViewSchema.Column? SizeColumn { get; }
 
     public bool[] Active(IEnumerable<DataViewSchema.Column> columns)
@@ -57,5 +63,6 @@ internal sealed class BoundStep
     }
 
     private bool IsInput(DataViewSchema.Column c)
-        => c.Index == ImageColumn.Index || c.Index == TextColumn?.Index || c.Index == ChoicesColumn?.Index || c.Index == SizeColumn?.Index;
+        => c.Index == ImageColumn.Index || c.Index == TextColumn?.Index || c.Index == ChoicesColumn?.Index || c.Index == SizeColumn?.Index
+            || c.Index == TaskColumn?.Index || c.Index == RegionsColumn?.Index;
 }

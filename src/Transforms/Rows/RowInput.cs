@@ -31,6 +31,8 @@ internal sealed class RowInput(int index, ImageKind kind)
 
     public IReadOnlyList<string> Choices { get; set; } = [];
 
+    public string Task { get; set; } = "";
+
     /// <summary>The original image's, as soon as it is known.</summary>
     public int Width { get; set; }
 

@@ -1,4 +1,3 @@
-using System.Buffers;
 using MambaVL.Images;
 using Microsoft.ML;
 using Microsoft.ML.Data;
@@ -44,6 +43,21 @@ internal sealed class RowReader
                 var get = source.GetGetter<VBuffer<float>>(text);
                 _columns.Add(row => get(ref row.Box));
             }
+        }
+        if (step.TaskColumn is { } task)
+        {
+            var get = source.GetGetter<ReadOnlyMemory<char>>(task);
+            ReadOnlyMemory<char> value = default;
+            _columns.Add(row =>
+            {
+                get(ref value);
+                row.Task = value.ToString();
+            });
+        }
+        if (step.RegionsColumn is { } regions)
+        {
+            var get = source.GetGetter<VBuffer<float>>(regions);
+            _columns.Add(row => get(ref row.Box));
         }
         if (step.ChoicesColumn is { } choices)
         {
@@ -113,35 +127,8 @@ internal sealed class RowReader
 
     private void Squash(MLImage image, RowInput row)
     {
-        var most = _transformer.Settings.Images.MaxPixels;
-        (int width, int height) = (image.Width, image.Height);
-        var pixels = (long)width * height;
-        if (pixels > most)
-            throw new ImageException("image column", $"found {width} x {height} = {pixels:N0} pixels; expected at most {most:N0} ({nameof(ImageStepOptions)}.{nameof(ImageStepOptions.Images)}.MaxPixels).");
-        var rgb = ArrayPool<byte>.Shared.Rent(checked((int)pixels * 3));
-        try
-        {
-            ToRgb(image.Pixels, rgb, swap: image.PixelFormat == MLPixelFormat.Bgra32);
-            using var picture = DecodedImage.FromPixels(width, height, rgb.AsSpan(0, (int)pixels * 3));
-            row.Square = _transformer.Model.ImageProcessor.Resize(picture);
-            (row.Width, row.Height) = (width, height);
-        }
-        finally
-        {
-            ArrayPool<byte>.Shared.Return(rgb);
-        }
-    }
-
-    // MLImage has its colours multiplied by alpha; what is left to 255 is the white that the image is laid on.
-    private static void ToRgb(ReadOnlySpan<byte> pixels, Span<byte> rgb, bool swap)
-    {
-        int red = swap ? 2 : 0, blue = 2 - red;
-        for (int from = 0, to = 0; from < pixels.Length; from += 4, to += 3)
-        {
-            var white = 255 - pixels[from + 3];
-            rgb[to] = (byte)Math.Min(255, pixels[from + red] + white);
-            rgb[to + 1] = (byte)Math.Min(255, pixels[from + 1] + white);
-            rgb[to + 2] = (byte)Math.Min(255, pixels[from + blue] + white);
-        }
+        using var picture = MLImagePixels.Read(image, _transformer.Settings.Images.MaxPixels);
+        row.Square = _transformer.Model.ImageProcessor.Resize(picture);
+        (row.Width, row.Height) = (picture.Width, picture.Height);
     }
 }

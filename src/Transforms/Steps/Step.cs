@@ -36,6 +36,7 @@ internal abstract class Step(StepSettings settings, VisionLanguageConfig config)
         StepKind.ChooseAnswers => new ChooseStep(settings, config),
         StepKind.GroundPhrases => new GroundStep(settings, config),
         StepKind.MatchCaptions => new MatchStep(settings, config),
+        StepKind.FollowTasks => new TaskStep(settings, config),
         _ => new DescribeStep(settings, config),
     };
 
@@ -47,8 +48,8 @@ internal abstract class Step(StepSettings settings, VisionLanguageConfig config)
         var kind = ReadKind(image) ?? throw MlNet.SchemaMismatch(environment, "image", image.Name, ExpectedImage(image), image.TypeName);
         var size = kind is ImageKind.Patches or ImageKind.Embeddings && columns.TryGetValue(Settings.Image + SizeSuffix, out var found)
             && found.ItemType == NumberDataViewType.Int32 && found.Kind != SchemaShape.Column.VectorKind.Scalar ? found.Name : null;
-        if (Settings.Text is { } text) CheckText(environment, Require(environment, columns, "text", text));
-        if (Settings.Choices is { } choices)
+        if (Settings.Text is { } text && Expects(columns, text)) CheckText(environment, Require(environment, columns, "text", text));
+        if (Settings.Choices is { } choices && Expects(columns, choices))
         {
             var column = Require(environment, columns, "choices", choices);
             if (column.ItemType is not TextDataViewType || column.Kind == SchemaShape.Column.VectorKind.Scalar)
@@ -87,6 +88,9 @@ internal abstract class Step(StepSettings settings, VisionLanguageConfig config)
             throw MlNet.SchemaMismatch(environment, "text", column.Name, "text", column.TypeName);
     }
 
+    /// <summary>Whether a column is looked at; one that is and is not there is an error.</summary>
+    protected virtual bool Expects(IReadOnlyDictionary<string, ColumnFacts> columns, string name) => true;
+
     /// <summary>What the column holds, or null where this step cannot take it.</summary>
     protected virtual ImageKind? ReadKind(ColumnFacts column) => column switch
     {
@@ -115,6 +119,6 @@ internal abstract class Step(StepSettings settings, VisionLanguageConfig config)
     protected virtual string ExpectedImage(ColumnFacts column)
         => $"an image (MLImage), a path (text), a file's bytes (a vector of byte), or the features of a {Patches} x {PatchWidth} or {Patches} x {EmbeddingWidth} vector of Single";
 
-    private static ColumnFacts Require(IHostEnvironment environment, IReadOnlyDictionary<string, ColumnFacts> columns, string role, string name)
+    protected static ColumnFacts Require(IHostEnvironment environment, IReadOnlyDictionary<string, ColumnFacts> columns, string role, string name)
         => columns.TryGetValue(name, out var column) ? column : throw MlNet.SchemaMismatch(environment, role, name);
 }

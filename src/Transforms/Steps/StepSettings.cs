@@ -2,6 +2,7 @@ using System.Text.Json;
 using System.Text.Json.Serialization;
 using MambaVL.Generation;
 using MambaVL.Images;
+using MambaVL.Prompts;
 
 namespace MambaVL.Transforms;
 
@@ -17,6 +18,7 @@ internal enum StepKind
     GroundPhrases,
     MatchCaptions,
     DescribeRegions,
+    FollowTasks,
 }
 
 /// <summary>All that a step is, but for its model. Written into saved pipelines as JSON.</summary>
@@ -36,6 +38,14 @@ internal sealed record StepSettings
     public string? Text { get; init; }
 
     public string? Choices { get; init; }
+
+    /// <summary>Of FollowTasks: the column that names each row's task, or null where all have <see cref="Task"/>.</summary>
+    public string? TaskColumn { get; init; }
+
+    public VisionTask? Task { get; init; }
+
+    /// <summary>Of FollowTasks: the column of the regions to describe, or null.</summary>
+    public string? Regions { get; init; }
 
     public int? BatchSize { get; init; }
 
@@ -69,13 +79,15 @@ internal sealed record StepSettings
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(Output, "outputColumnName");
         ArgumentException.ThrowIfNullOrWhiteSpace(Image, "imageColumnName");
-        if (Kind is not (StepKind.EncodeImages or StepKind.ConnectImages or StepKind.CaptionImages))
+        if (Kind is not (StepKind.EncodeImages or StepKind.ConnectImages or StepKind.CaptionImages or StepKind.FollowTasks))
             ArgumentException.ThrowIfNullOrWhiteSpace(Text, Kind switch
             {
                 StepKind.GenerateText => "promptColumnName", StepKind.GroundPhrases => "phraseColumnName",
                 StepKind.MatchCaptions => "captionColumnName", StepKind.DescribeRegions => "boxColumnName", _ => "questionColumnName",
             });
         if (Kind == StepKind.ChooseAnswers) ArgumentException.ThrowIfNullOrWhiteSpace(Choices, "choicesColumnName");
+        if (Kind == StepKind.FollowTasks && TaskColumn is null && Task is null)
+            throw new ArgumentException("Neither a column of tasks nor a task for all rows is named.");
         Known(Kind);
         Known(OnError);
         Known(Weights);

@@ -33,7 +33,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     protected DecodeBatch(CudaGpu gpu, DecoderWeights weights, DecoderShape shape, EndArguments ends)
     {
         (Gpu, Weights, Shape, _layers) = (gpu, weights, shape, shape.Layers);
-        Grid = new(gpu.Multiprocessors, weights.Type == ScalarType.Float32 ? 4 : 2);
+        Grid = new(gpu.Multiprocessors, gpu.SharedBytes, weights.Type == ScalarType.Float32 ? 4 : 2);
         var rows = 1;
         while (rows < DecodeControl.MostRows && Grid.PackedBytes(shape.Hidden, 2 * rows) + DecodeGrid.StaticBytes(2 * rows) <= gpu.SharedBytes) rows *= 2;
         MaxRows = rows;
@@ -54,7 +54,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
             Residual = Floats(shape.Hidden);
             _ends = ends with
             {
-                Residual = Residual, Logits = CudaTensor.Pointer(_logits), Control = CudaTensor.Pointer(_control), Seen = CudaTensor.Pointer(_seen), Ring = (nint)_ring,
+                Residual = Residual, Logits = CudaTensor.Pointer(_logits), Control = CudaTensor.Pointer(_control), Listed = Floats(shape.Vocabulary), Seen = CudaTensor.Pointer(_seen), Ring = (nint)_ring,
             };
         }
         catch
@@ -251,7 +251,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     /// <summary>Macros of every source.</summary>
     protected string[] Defines(int b, params ReadOnlySpan<string> more) =>
     [
-        $"TYPE={CudaTensor.TypeName(Weights.Type)}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}", $"D={Shape.Hidden}", .. more,
+        $"TYPE={CudaTensor.TypeName(Weights.Type)}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}", $"STAGED={Grid.Staged(b)}", $"D={Shape.Hidden}", .. more,
     ];
 
     /// <summary>Memory, zeros; disposed with this.</summary>
@@ -320,6 +320,6 @@ internal readonly record struct DecoderShape(int Hidden, int Vocabulary, int Lay
 [StructLayout(LayoutKind.Sequential)]
 internal record struct EndArguments
 {
-    public nint Table, Norm, NormBias, Head, Residual, Logits, Control, Seen, Ring;
+    public nint Table, Norm, NormBias, Head, Residual, Logits, Control, Listed, Seen, Ring;
     public float Epsilon;
 }

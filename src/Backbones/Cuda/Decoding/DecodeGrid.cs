@@ -2,9 +2,13 @@ namespace MambaVL.Cuda;
 
 /// <summary>How the products of a decode step are spread over blocks: what decode.cuh counts, counted for the launch.</summary>
 /// <param name="Multiprocessors">Of the GPU.</param>
+/// <param name="SharedBytes">The most shared memory of a block.</param>
 /// <param name="ElementSize">Bytes of a weight.</param>
-internal readonly record struct DecodeGrid(int Multiprocessors, int ElementSize)
+internal readonly record struct DecodeGrid(int Multiprocessors, int SharedBytes, int ElementSize)
 {
+    // Two blocks of so much share a multiprocessor of compute capability 9.0.
+    private const int MostStaged = 96 * 1024;
+
     /// <summary>Threads of a block, and its warps.</summary>
     public const int Threads = 512, Warps = Threads / 32;
 
@@ -34,6 +38,12 @@ internal readonly record struct DecodeGrid(int Multiprocessors, int ElementSize)
 
     /// <summary>Bytes of b rows of activations as the products read them.</summary>
     public int PackedBytes(int columns, int b) => Groups(columns) * 64 / ElementSize * 4 * b;
+
+    /// <summary>Bytes of shared memory that a block may take for activations that other kernels made (STAGED).</summary>
+    public int Staged(int b) => Math.Min(MostStaged, SharedBytes - StaticBytes(b));
+
+    /// <summary>Bytes that it takes for them: none where they do not fit, and are read where they lie.</summary>
+    public int StagedBytes(int packedBytes, int b) => packedBytes <= Staged(b) ? packedBytes : 0;
 
     /// <summary>Bytes of shared memory that a block has beside its activations.</summary>
     public static int StaticBytes(int b) => (Warps * Tile + Warps + 1) * b * sizeof(float);

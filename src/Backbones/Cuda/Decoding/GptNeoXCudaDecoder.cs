@@ -143,7 +143,7 @@ internal sealed class GptNeoXCudaDecoder(GptNeoX model) : CudaDecoder
             var qkv = new Launch(Grid.Blocks(3 * d, d, all), DecodeGrid.Threads, shared, overlap);
             var attend = new Launch(heads + (_config.ParallelResidual ? upBlocks : 0), DecodeGrid.Threads, Math.Max(shared, headShared), overlap);
             var up = new Launch(upBlocks, DecodeGrid.Threads, shared, overlap);
-            var output = new Launch(outputBlocks, DecodeGrid.Threads, 0, overlap);
+            var output = new Launch(outputBlocks, DecodeGrid.Threads, Grid.StagedBytes(Grid.PackedBytes(d, b) + Grid.PackedBytes(m, b), b), overlap);
             foreach (var layer in _layers)
             {
                 k.Qkv.Run(stream, qkv, layer);

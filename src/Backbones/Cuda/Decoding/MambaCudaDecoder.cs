@@ -116,13 +116,14 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
         {
             var (input, select, state, output) = Kernels(b);
             var (d, all, shared) = (Shape.Hidden, Gpu.Multiprocessors, Grid.PackedBytes(Shape.Hidden, b));
+            var staged = Grid.StagedBytes(Grid.PackedBytes(_e, b), b);
             // As mamba_decode.cu divides the blocks of `select`.
             var selectBlocks = DecodeGrid.Tiles(_selected);
             var gateBlocks = Math.Max(all - selectBlocks, all / 2);
             var inputLaunch = new Launch(Grid.Blocks(_e, d, all), DecodeGrid.Threads, shared, overlap);
-            var selectLaunch = new Launch(selectBlocks + Grid.Blocks(_e, d, gateBlocks), DecodeGrid.Threads, shared, overlap);
+            var selectLaunch = new Launch(selectBlocks + Grid.Blocks(_e, d, gateBlocks), DecodeGrid.Threads, Math.Max(shared, staged), overlap);
             var stateLaunch = new Launch(((_e + StateChannels - 1) / StateChannels, b, 1), (StateThreads, 1), 0, overlap);
-            var outputLaunch = new Launch(Grid.Blocks(d, _e, all), DecodeGrid.Threads, 0, overlap);
+            var outputLaunch = new Launch(Grid.Blocks(d, _e, all), DecodeGrid.Threads, staged, overlap);
             foreach (var layer in _layers)
             {
                 input.Run(stream, inputLaunch, layer);

@@ -1,7 +1,7 @@
 // What the decode steps of both models share: products of a weight matrix with B vectors at the speed of memory.
 //
 //   TYPE  of the weights           B    rows of the batch, 1 to 16
-//   SMS   multiprocessors
+//   SMS   multiprocessors          STAGED  bytes of shared memory for activations that other kernels made
 //
 // A tile is 8 rows of the matrix, a group is 64 bytes of columns. In a warp lane (g, t) of 8 x 4 holds 16 bytes of row g, so a
 // load of the warp is a tile by a group. That is at once the layout of a tensor core's second operand (mma.m16n8k16, columns
@@ -21,6 +21,8 @@
 
 // Two blocks of this size share a multiprocessor, so that one asks for its weights while the other ends.
 #define BLOCKS_AT_ONCE (B <= 8 ? 2 : 1)
+
+#define COUNTED __host__ __device__  // counted by the compiler, for names outside of any function too
 
 #define MOST_ROWS 16
 
@@ -52,20 +54,20 @@ constexpr int GROUP = 4 * VECTOR;          // columns of a group
 #define PREFETCH 98304
 #endif
 
-constexpr int groups(int columns) { return (columns + GROUP - 1) / GROUP; }
-constexpr int tiles(int rows) { return (rows + TILE - 1) / TILE; }
+COUNTED constexpr int groups(int columns) { return (columns + GROUP - 1) / GROUP; }
+COUNTED constexpr int tiles(int rows) { return (rows + TILE - 1) / TILE; }
 
 // The most slices with which the blocks of one matrix still stand on the multiprocessors all at once. DecodeGrid.cs counts alike.
-constexpr int slices(int rows, int columns, int blocks) {
+COUNTED constexpr int slices(int rows, int columns, int blocks) {
     int s = WARPS;
     while (s > 1 && ((tiles(rows) + WARPS / s - 1) / (WARPS / s) > blocks || groups(columns) < s)) s /= 2;
     return s;
 }
 
 // --- Activations as the products read them: (group, row of the batch, GROUP); for the tensor cores twice, high and low ---
-constexpr int packed_words(int columns) { return groups(columns) * GROUP * B / 4; }  // of 16 bytes
+COUNTED constexpr int packed_words(int columns) { return groups(columns) * GROUP * B / 4; }  // of 16 bytes
 
-DEVICE void pack(Words* x, int columns, int b, int column, float value) {
+DEVICE void pack_one(Words* x, int columns, int b, int column, float value) {
     const int at = (column / GROUP * B + b) * GROUP + column % GROUP;
 #if TENSOR_CORES
     TYPE* halves = (TYPE*)x;
@@ -77,10 +79,26 @@ DEVICE void pack(Words* x, int columns, int b, int column, float value) {
 #endif
 }
 
+// The last column brings the zeros behind it.
+DEVICE void pack(Words* x, int columns, int b, int column, float value) {
+    pack_one(x, columns, b, column, value);
+    if (columns % GROUP != 0 && column == columns - 1)
+        for (int c = columns; c < groups(columns) * GROUP; c++) pack_one(x, columns, b, c, 0);
+}
+
+// Whether a block copies activations of so many columns into shared memory: one wait instead of many short ones. Where that
+// would leave no room for the next kernel's block, the products read them where they lie. DecodeGrid.cs decides alike.
+COUNTED constexpr bool is_staged(int columns) { return packed_words(columns) * 16 <= STAGED; }
+
+// The copy; nobody reads it before the next __syncthreads.
+DEVICE void stage(const Words* x, int columns, Words* to) {
+    for (int i = threadIdx.x; i < packed_words(columns); i += THREADS) to[i] = x[i];
+}
+
 // --- Weights ---
 DEVICE Words read_once(const void* p) {
     Words w;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p));
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p));
     return w;
 }
 
@@ -207,22 +225,31 @@ struct Sums {
 };
 #endif
 
+// Loads of a lane that are on their way at once: a divisor of all of them where there is one.
+COUNTED constexpr int loads_ahead(int count) {
+    for (int ahead = 8; ahead >= 4; ahead--)
+        if (count % ahead == 0) return ahead;
+    return 8;
+}
+
 // Adds one slice of a row times x.
 template <int COLUMNS, int SLICES> DEVICE void accumulate(Sums& sums, const TYPE* row, int slice, const Words* x) {
-    constexpr int ALL = groups(COLUMNS), AHEAD = 8;
-    const int from = ALL * slice / SLICES, to = ALL * (slice + 1) / SLICES, column = (threadIdx.x & 3) * VECTOR;
+    constexpr int ALL = groups(COLUMNS), COUNT = ALL / SLICES, AHEAD = loads_ahead(COUNT);
+    constexpr bool EVEN = ALL % SLICES == 0 && COUNT % AHEAD == 0;
+    const int from = EVEN ? slice * COUNT : ALL * slice / SLICES, to = EVEN ? from + COUNT : ALL * (slice + 1) / SLICES;
+    const int column = (threadIdx.x & 3) * VECTOR;
     for (int at = from; at < to; at += AHEAD) {
         Words w[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (at + i < to) w[i] = read_weights<COLUMNS>(row, (at + i) * GROUP + column);
+            if (EVEN || at + i < to) w[i] = read_weights<COLUMNS>(row, (at + i) * GROUP + column);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (at + i < to) sums.add(w[i], x, COLUMNS, at + i);
+            if (EVEN || at + i < to) sums.add(w[i], x, COLUMNS, at + i);
     }
 }
 
-template <int SLICES> constexpr int rows_at_once() { return WARPS / SLICES * TILE; }
+template <int SLICES> COUNTED constexpr int rows_at_once() { return WARPS / SLICES * TILE; }
 
 // All rows of a product that fall to one block of several: part(sums, row, slice) adds what a warp has, finish(row, b, sum) takes
 // a sum, on one thread. partial: WARPS * TILE * B floats of shared memory.
@@ -301,12 +328,14 @@ DEVICE void normalise(const float* residual, const TYPE* weight, const TYPE* bia
     block_sums(scale, scratch);
 #pragma unroll
     for (int b = 0; b < B; b++) scale[b] = 1.0f / sqrtf(scale[b] * (1.0f / COLUMNS) + epsilon);
-    for (int c = threadIdx.x; c < groups(COLUMNS) * GROUP; c += THREADS) {
-        const bool real = c < COLUMNS;
-        const float w = real ? to_float(weight[c]) : 0, shift = CENTRED && real ? to_float(bias[c]) : 0;
 #pragma unroll
-        for (int b = 0; b < B; b++)
-            pack(x, COLUMNS, b, c, real ? fmaf((residual[b * COLUMNS + c] - mean[b]) * scale[b], w, shift) : 0);
+    for (int i = 0; i < EACH; i++) {
+        const int c = threadIdx.x + i * THREADS;
+        if (c < COLUMNS) {
+            const float w = to_float(weight[c]), shift = CENTRED ? to_float(bias[c]) : 0;
+#pragma unroll
+            for (int b = 0; b < B; b++) pack(x, COLUMNS, b, c, fmaf((residual[b * COLUMNS + c] - mean[b]) * scale[b], w, shift));
+        }
     }
     __syncthreads();
 }

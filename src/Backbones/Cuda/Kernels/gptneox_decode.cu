@@ -8,9 +8,9 @@
 //
 // and without it five: qkv, attend, dense, up, down. They overlap as those of mamba_decode.cu do.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DD=2560 -DH=32 -DK=80 -DR=20 -DM=10240 -DTANH_GELU=false
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DD=57 -DH=3 -DK=19 -DR=6 -DM=91 -DTANH_GELU=true
-// check: -DTYPE=float -DB=4 -DSMS=132 -DD=768 -DH=12 -DK=64 -DR=16 -DM=3072 -DTANH_GELU=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DSTAGED=98304 -DD=2560 -DH=32 -DK=80 -DR=20 -DM=10240 -DTANH_GELU=false
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DSTAGED=20000 -DD=57 -DH=3 -DK=19 -DR=6 -DM=91 -DTANH_GELU=true
+// check: -DTYPE=float -DB=4 -DSMS=132 -DSTAGED=98304 -DD=768 -DH=12 -DK=64 -DR=16 -DM=3072 -DTANH_GELU=false
 #include "decode.cuh"
 
 struct Layer {
@@ -32,8 +32,9 @@ struct Layer {
 constexpr int QKV_SLICES = slices(3 * D, D, SMS);
 constexpr int UP_SLICES = slices(M, D, SMS);
 constexpr int OUTPUT_SLICES = slices(D, D < M ? D : M, SMS);
+constexpr int OUTPUT_COLUMNS = (groups(D) + groups(M)) * GROUP;
 
-extern __shared__ Words dynamic[];  // (B, d), packed; or what attention needs
+extern __shared__ Words dynamic[];  // (B, d) or (B, d) and (B, m), packed; or what attention needs
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) qkv(const __grid_constant__ Layer a) {
     __shared__ float partial[WARPS * TILE * B], scratch[(WARPS + 1) * B];
@@ -189,10 +190,18 @@ template <bool DENSE, bool DOWN> DEVICE void add_output(const Layer& a) {
     if (DENSE) prefetch<D, D>(a.dense, blockIdx.x * WIDTH, WIDTH);
     if (DOWN) prefetch<D, M>(a.down, blockIdx.x * WIDTH, WIDTH);
     wait_for_previous_kernel();
+    const Words *attended = a.attended, *wide = a.wide;
+    if (is_staged(OUTPUT_COLUMNS)) {
+        if (DENSE) stage(attended, D, dynamic);
+        if (DOWN) stage(wide, M, dynamic + packed_words(D));
+        attended = dynamic;
+        wide = dynamic + packed_words(D);
+        __syncthreads();
+    }
     project<D, OUTPUT_SLICES>(blockIdx.x, gridDim.x, partial,
         [&](Sums& sums, int row, int slice) {
-            if (DENSE) accumulate<D, OUTPUT_SLICES>(sums, a.dense + (i64)row * D, slice, a.attended);
-            if (DOWN) accumulate<M, OUTPUT_SLICES>(sums, a.down + (i64)row * M, slice, a.wide);
+            if (DENSE) accumulate<D, OUTPUT_SLICES>(sums, a.dense + (i64)row * D, slice, attended);
+            if (DOWN) accumulate<M, OUTPUT_SLICES>(sums, a.down + (i64)row * M, slice, wide);
         },
         [&](int row, int b, float sum) {
             if (DENSE && a.dense_bias) sum += to_float(a.dense_bias[row]);

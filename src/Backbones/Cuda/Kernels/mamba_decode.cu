@@ -9,10 +9,10 @@
 // Each may start before the one ahead of it has ended (programmatic dependent launch): it asks for its weights, which nothing
 // writes, then waits, then reads activations. No kernel ends before it has waited, so what any earlier one wrote is there.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
-// check: -DTYPE=float -DB=2 -DSMS=132 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DSTAGED=98304 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DSTAGED=98304 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DSTAGED=20000 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
+// check: -DTYPE=float -DB=2 -DSMS=132 -DSTAGED=98304 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
 #include "decode.cuh"
 
 // A_log, D and the bias of dt_proj are float32 in a model of any precision, unless it was converted as a whole.
@@ -46,7 +46,15 @@ constexpr int GATE_BLOCKS = SMS - SELECT_BLOCKS > SMS / 2 ? SMS - SELECT_BLOCKS 
 constexpr int GATE_SLICES = slices(E, D, GATE_BLOCKS);
 constexpr int OUTPUT_SLICES = slices(D, E, SMS);
 
-extern __shared__ Words dynamic[];  // (B, d), packed
+extern __shared__ Words dynamic[];  // (B, d) or (B, e), packed
+
+// Where the products find (B, e) that another kernel made.
+DEVICE const Words* inner(const Words* x) {
+    if (!is_staged(E)) return x;
+    stage(x, E, dynamic);
+    __syncthreads();
+    return dynamic;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(const __grid_constant__ Layer a) {
     __shared__ float partial[WARPS * TILE * B], scratch[(WARPS + 1) * B];
@@ -85,8 +93,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(con
     if (blockIdx.x < SELECT_BLOCKS) {
         prefetch<SELECTED, E>(a.x_proj, blockIdx.x * TILE, TILE);
         wait_for_previous_kernel();
+        const Words* u = inner(a.u_packed);
         project<SELECTED, SELECT_SLICES>(blockIdx.x, SELECT_BLOCKS, partial,
-            [&](Sums& sums, int row, int slice) { accumulate<E, SELECT_SLICES>(sums, a.x_proj + (i64)row * E, slice, a.u_packed); },
+            [&](Sums& sums, int row, int slice) { accumulate<E, SELECT_SLICES>(sums, a.x_proj + (i64)row * E, slice, u); },
             [&](int row, int b, float sum) { a.selected[b * SELECTED + row] = sum; });
         return;
     }
@@ -159,7 +168,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) output(con
     let_next_kernel_start();
     prefetch<D, E>(a.out_proj, blockIdx.x * WIDTH, WIDTH);
     wait_for_previous_kernel();
+    const Words* y = inner(a.y_packed);
     project<D, OUTPUT_SLICES>(blockIdx.x, gridDim.x, partial,
-        [&](Sums& sums, int row, int slice) { accumulate<E, OUTPUT_SLICES>(sums, a.out_proj + (i64)row * E, slice, a.y_packed); },
+        [&](Sums& sums, int row, int slice) { accumulate<E, OUTPUT_SLICES>(sums, a.out_proj + (i64)row * E, slice, y); },
         [&](int row, int b, float sum) { a.residual[b * D + row] += a.out_bias ? sum + to_float(a.out_bias[row]) : sum; });
 }

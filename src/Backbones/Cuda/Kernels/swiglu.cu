@@ -8,7 +8,7 @@
 // check: -DTYPE=float -DWIDTH=2730 -DPADDED=2752 -DVECTOR=4 -DTHREADS=256 -DNORM=1
 // check: -DTYPE=f16 -DWIDTH=512 -DPADDED=512 -DVECTOR=8 -DTHREADS=64 -DNORM=0
 // check: -DTYPE=bf16 -DWIDTH=37 -DPADDED=37 -DVECTOR=1 -DTHREADS=64 -DNORM=1
-#include "vectors.cuh"
+#include "rows.cuh"
 
 struct Arguments {
     const TYPE* x;       // (rows, 2 PADDED): gate, value
@@ -18,20 +18,8 @@ struct Arguments {
     float eps;
 };
 
-constexpr int Warps = THREADS / 32, Each = (PADDED / VECTOR + THREADS - 1) / THREADS;  // Each: vectors of a thread
-static_assert(THREADS % 32 == 0 && PADDED % VECTOR == 0 && WIDTH <= PADDED);
-
-// The sum over the block, to every thread, always in the same order.
-DEVICE float block_sum(float x, float* shared) {
-    x = warp_sum(x);
-    if (Warps == 1) return x;
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0.0f;
-#pragma unroll
-    for (int i = 0; i < Warps; i++) x += shared[i];
-    return x;
-}
+constexpr int Each = (PADDED / VECTOR + THREADS - 1) / THREADS;  // vectors of a thread
+static_assert(PADDED % VECTOR == 0 && WIDTH <= PADDED);
 
 extern "C" __global__ void __launch_bounds__(THREADS) swiglu(const __grid_constant__ Arguments a) {
     const TYPE* gate = a.x + (i64)blockIdx.x * (2 * PADDED);
@@ -54,8 +42,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu(const __grid_consta
         }
     }
 #if NORM
-    __shared__ float sums[2][Warps];
-    const float mean = block_sum(sum, sums[0]) * (1.0f / WIDTH);
+    __shared__ float sums[2][THREADS / 32];
+    const float mean = block_sum<THREADS>(sum, sums[0]) * (1.0f / WIDTH);
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < Each; i++) {
@@ -66,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) swiglu(const __grid_consta
             if (at + j < WIDTH) squares += d * d;
         }
     }
-    const float scale = rsqrtf(block_sum(squares, sums[1]) * (1.0f / WIDTH) + a.eps);
+    const float scale = rsqrtf(block_sum<THREADS>(squares, sums[1]) * (1.0f / WIDTH) + a.eps);
 #endif
 #pragma unroll
     for (int i = 0; i < Each; i++) {

@@ -1,0 +1,183 @@
+using MambaVL.Checkpoints;
+using TorchSharp;
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace MambaVL.Training;
+
+/// <summary>A range of the flat weights that the optimiser treats alike.</summary>
+/// <param name="Start">The first element.</param>
+/// <param name="Count">Elements.</param>
+/// <param name="Share">The share of the learning rate.</param>
+/// <param name="Decays">Whether weight decay acts on it.</param>
+internal readonly record struct ParameterSegment(long Start, long Count, double Share, bool Decays);
+
+/// <summary>All weights that learn, one after the other in one tensor, and their gradients in another.</summary>
+/// <remarks>
+/// A model has hundreds of parameters, and an operation through TorchSharp costs some 10 us however small it is. So a
+/// parameter is a view of a flat tensor, and its gradient, set before the first backward pass, a view of another, into which
+/// autograd then adds in place. Setting to zero, measuring, clipping and updating take a dozen operations in all.
+/// <code>
+/// master     float32   [ kept in float32 | the rest ]      what learns
+/// working    bfloat16                    [ the rest ]      what the model computes with; where that is float32, the master
+/// gradients  float32   [ kept in float32 | the rest ]      of the whole step
+/// narrow     bfloat16                    [ the rest ]      of one micro-batch, added to the above after it
+/// </code>
+/// Adding the micro-batches in float32 keeps what bfloat16's 8 bits would lose.
+/// </remarks>
+internal sealed class FlatParameters : ParameterSource, IDisposable
+{
+    // Rows of matrices then lie at multiples of 256 bytes, as libtorch's own tensors do and matrix products like.
+    private const long Alignment = 64;
+
+    private readonly Dictionary<string, (PlannedParameter Planned, long Start)> _places = [];
+    private readonly Dictionary<string, Tensor> _frozen = [];
+    private readonly Tensor? _working, _narrow;
+    private readonly long _kept; // elements of the first part
+    private readonly ScalarType _precision;
+
+    /// <param name="plan">The model's parameters.</param>
+    /// <param name="shareOf">By name: the share of the learning rate, 0 where it does not learn.</param>
+    /// <param name="initial">By name: the first value, which stays the giver's; null for zeros.</param>
+    /// <param name="precision">What the model computes in.</param>
+    /// <param name="device">Where.</param>
+    public FlatParameters(IReadOnlyList<PlannedParameter> plan, Func<string, double> shareOf, Func<string, Tensor?> initial, ScalarType precision, Device device)
+    {
+        _precision = precision;
+        using var scope = NewDisposeScope();
+        using var noGradients = no_grad();
+        var learning = plan.Where(p => shareOf(p.Name) > 0)
+            .OrderByDescending(p => p.KeepFloat32 || precision == ScalarType.Float32).ThenBy(p => shareOf(p.Name)).ThenBy(Decays).ToList(); // stable
+        var segments = new List<ParameterSegment>();
+        long at = 0;
+        foreach (var p in learning)
+        {
+            _places.Add(p.Name, (p, at));
+            var length = (p.Count + Alignment - 1) / Alignment * Alignment;
+            if (segments.Count > 0 && segments[^1] is var last && last.Share == shareOf(p.Name) && last.Decays == Decays(p))
+                segments[^1] = last with { Count = last.Count + length };
+            else segments.Add(new(at, length, shareOf(p.Name), Decays(p)));
+            at += length;
+            if (p.KeepFloat32 || precision == ScalarType.Float32) _kept = at;
+        }
+        if (at == 0) throw new ArgumentException("No parameter of the model is to learn.", nameof(shareOf));
+        (Names, Segments, Device) = ([.. learning.Select(p => p.Name)], segments, device);
+        Master = Zeros(at, ScalarType.Float32);
+        Gradients = Zeros(at, ScalarType.Float32);
+        if (_kept < at)
+        {
+            _working = Zeros(at - _kept, precision);
+            _narrow = Zeros(at - _kept, precision);
+        }
+        foreach (var p in learning)
+            if (initial(p.Name) is { } value) View(Master, p.Name).copy_(value);
+        foreach (var p in plan.Where(p => shareOf(p.Name) == 0))
+        {
+            var type = p.KeepFloat32 ? ScalarType.Float32 : precision;
+            var value = initial(p.Name);
+            _frozen.Add(p.Name, (value is null ? zeros(p.Shape, type, device) : value.detach().to(type, device)).DetachFromDisposeScope());
+        }
+        Refresh();
+
+        Tensor Zeros(long count, ScalarType type) => zeros([count], type, device).DetachFromDisposeScope();
+    }
+
+    public Device Device { get; }
+
+    /// <summary>The parameters that learn.</summary>
+    public IReadOnlyList<string> Names { get; }
+
+    /// <summary>Ranges with one learning rate and decay; they cover everything, in order.</summary>
+    public IReadOnlyList<ParameterSegment> Segments { get; }
+
+    /// <summary>The weights, [N] of float32. Some elements between parameters are always zero.</summary>
+    public Tensor Master { get; }
+
+    /// <summary>The gradients of the step, as the weights lie.</summary>
+    public Tensor Gradients { get; }
+
+    /// <summary>A parameter's part of a flat tensor that lies as the weights do; the caller owns the view.</summary>
+    public Tensor View(Tensor flat, string name)
+    {
+        var (planned, start) = _places[name];
+        using var part = flat.narrow(0, start, planned.Count);
+        return part.view(planned.Shape);
+    }
+
+    /// <inheritdoc/>
+    /// <remarks>Each parameter can be taken once: the model that is built over this owns its views.</remarks>
+    public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
+    {
+        using var noGradients = no_grad();
+        if (_frozen.TryGetValue(name, out var value)) return new Parameter(value.detach(), requires_grad: false);
+        var (_, start) = _places[name];
+        var isNarrow = start >= _kept;
+        var parameter = new Parameter(Part(isNarrow ? _working! : Master), requires_grad: true);
+        parameter.grad = Part(isNarrow ? _narrow! : Gradients);
+        return parameter;
+
+        // Detached: a view by itself, of the same memory.
+        Tensor Part(Tensor flat)
+        {
+            using var scope = NewDisposeScope();
+            return flat.narrow(0, start - (isNarrow ? _kept : 0), _places[name].Planned.Count).view(shape).detach().MoveToOuterDisposeScope();
+        }
+    }
+
+    /// <summary>Makes a parameter that was built elsewhere, float32 as its plan says, a view of the weights; its values come along.</summary>
+    public void Adopt(string name, Parameter parameter)
+    {
+        using var noGradients = no_grad();
+        using var scope = NewDisposeScope();
+        var view = View(Master, name);
+        view.copy_(parameter);
+        parameter.set_(view.detach());
+        parameter.grad = View(Gradients, name).detach().DetachFromDisposeScope();
+    }
+
+    /// <summary>After the backward pass of a micro-batch: its gradients are part of the step's.</summary>
+    public void Gather()
+    {
+        if (_narrow is null) return;
+        using var part = Gradients.narrow(0, _kept, _narrow.shape[0]);
+        part.add_(_narrow);
+        _narrow.zero_();
+    }
+
+    /// <summary>After the weights were changed: the model computes with the new ones.</summary>
+    public void Refresh()
+    {
+        if (_working is null) return;
+        using var part = Master.narrow(0, _kept, _working.shape[0]);
+        _working.copy_(part);
+    }
+
+    /// <summary>The values of a model that outlives this: copies of the given weights and of what did not learn.</summary>
+    /// <param name="weights">Flat, as <see cref="Master"/>.</param>
+    /// <param name="precision">The model's; parameters that are kept in float32 stay so.</param>
+    public ParameterSource Copies(Tensor weights, ScalarType precision) => new Copy(this, weights, precision);
+
+    public void Dispose()
+    {
+        Master.Dispose();
+        Gradients.Dispose();
+        _working?.Dispose();
+        _narrow?.Dispose();
+        foreach (var t in _frozen.Values) t.Dispose();
+    }
+
+    // As in most recipes: norms, biases and D have no reason to be small, nor has A_log, of which Mamba's authors say so.
+    private static bool Decays(PlannedParameter p) => p.Shape.Length >= 2 && !p.Name.EndsWith("A_log", StringComparison.Ordinal);
+
+    private sealed class Copy(FlatParameters owner, Tensor weights, ScalarType precision) : ParameterSource
+    {
+        public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
+        {
+            using var noGradients = no_grad();
+            using var scope = NewDisposeScope();
+            var value = owner._frozen.TryGetValue(name, out var frozen) ? frozen : owner.View(weights, name);
+            var copy = value.to(keepFloat32 ? ScalarType.Float32 : precision, owner.Device, copy: true);
+            return new Parameter(copy.MoveToOuterDisposeScope(), requires_grad: false);
+        }
+    }
+}
