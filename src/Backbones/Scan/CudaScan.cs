@@ -118,7 +118,7 @@ internal static class CudaScan
         }
         else
         {
-            var plan = BackwardPlan.For(states, batch, channels, gpu);
+            var plan = BackwardPlan.For(states, batch, channels, gpu.Multiprocessors, gpu.SharedBytes);
             // Parts of the channels that have sums of their own for B and C; a launch takes as many as fit.
             var parts = (channels + plan.TileChannels - 1) / plan.TileChannels;
             var part = batch * length * plan.Width * sizeof(float);
@@ -223,7 +223,7 @@ internal static class CudaScan
         public int SharedBytes => sizeof(float) *
             (Steps * Width + TileChannels * (Steps / 8 * 20 + 4) + TileChannels * (Steps + 8) + Chunk / Segment * States * Threads + 2 * (Threads / 32) * Sync * Width);
 
-        public static BackwardPlan For(int states, long batch, long channels, CudaGpu gpu)
+        public static BackwardPlan For(int states, long batch, long channels, int multiprocessors, int sharedBytes)
         {
             var lanes = Math.Min(32, PowerOfTwo(states, 2));
             var each = PowerOfTwo(states, lanes);
@@ -239,13 +239,13 @@ internal static class CudaScan
             var half = plan with { Threads = threads / 2 };
             if (threads == 256 && Busiest(half) < Busiest(plan)) plan = half;
             // And on a GPU with little shared memory.
-            while (plan.SharedBytes > gpu.SharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
+            while (plan.SharedBytes > sharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
             return plan;
 
             long Busiest(BackwardPlan p)
             {
                 var blocks = batch * ((channels + p.TileChannels - 1) / p.TileChannels);
-                return (blocks + gpu.Multiprocessors - 1) / gpu.Multiprocessors * p.Threads;
+                return (blocks + multiprocessors - 1) / multiprocessors * p.Threads;
             }
         }
 
