@@ -93,7 +93,9 @@ internal static class CudaScan
     /// <param name="gradOutput">[b, d, l] in any type that u may have, or null.</param>
     /// <param name="gradLastState">[b, d, n] in float32, or null.</param>
     /// <param name="into">Where gradients go, of the types of their tensors; null: new tensors.</param>
-    public static Tensor?[] Backward(ScanArguments x, Tensor checkpoints, Tensor? gradOutput, Tensor? gradLastState, ScanTargets? into = null)
+    /// <param name="workspaceBytes">See <see cref="WorkspaceBytes"/>.</param>
+    public static Tensor?[] Backward(
+        ScanArguments x, Tensor checkpoints, Tensor? gradOutput, Tensor? gradLastState, ScanTargets? into = null, long workspaceBytes = WorkspaceBytes)
     {
         var gpu = Gpu(x);
         var (batch, channels, length, states) = (x.u.shape[0], x.u.shape[1], x.u.shape[2], (int)x.A.shape[1]);
@@ -116,11 +118,11 @@ internal static class CudaScan
         }
         else
         {
-            var plan = BackwardPlan.For(states, batch, channels, gpu);
+            var plan = BackwardPlan.For(states, batch, channels, gpu.Multiprocessors, gpu.SharedBytes);
             // Parts of the channels that have sums of their own for B and C; a launch takes as many as fit.
             var parts = (channels + plan.TileChannels - 1) / plan.TileChannels;
             var part = batch * length * plan.Width * sizeof(float);
-            var perLaunch = Math.Clamp(WorkspaceBytes / Math.Max(1, part), 1, parts);
+            var perLaunch = Math.Clamp(workspaceBytes / Math.Max(1, part), 1, parts);
             var workspace = empty([perLaunch, batch, length, plan.Width], ScalarType.Float32, x.u.device);
             View vu = new(x.u), vdelta = new(x.delta), vz = new(x.z), vB = new(x.B), vC = new(x.C), vg = new(gradOutput), tu = new(u), tdelta = new(delta), tz = new(z);
             var kernel = Kernel(gpu, plan, new Variant(vu.Type, vdelta.Type, x.z is null ? vu.Type : vz.Type, vB.Type, vC.Type, gradOutput is null ? vu.Type : vg.Type,
@@ -207,8 +209,9 @@ internal static class CudaScan
     /// <param name="States">States of a thread.</param>
     /// <param name="Steps">Steps of a tile; divides <see cref="Chunk"/>.</param>
     /// <param name="Segment">Steps whose states are in registers at once.</param>
+    /// <param name="Sync">Steps whose sums of a block are made at once.</param>
     /// <param name="Threads">Threads of a block.</param>
-    internal readonly record struct BackwardPlan(int Lanes, int States, int Steps, int Segment, int Threads)
+    internal readonly record struct BackwardPlan(int Lanes, int States, int Steps, int Segment, int Sync, int Threads)
     {
         /// <summary>Channels of a block.</summary>
         public int TileChannels => Threads / Lanes;
@@ -218,37 +221,37 @@ internal static class CudaScan
 
         /// <summary>The size of the kernel's struct Shared.</summary>
         public int SharedBytes => sizeof(float) *
-            (Steps * Width + TileChannels * (Steps / 8 * 20 + 4) + TileChannels * (Steps + 8) + Chunk / Segment * States * Threads + 2 * (Threads / 32) * Segment * Width);
+            (Steps * Width + TileChannels * (Steps / 8 * 20 + 4) + TileChannels * (Steps + 8) + Chunk / Segment * States * Threads + 2 * (Threads / 32) * Sync * Width);
 
-        public static BackwardPlan For(int states, long batch, long channels, CudaGpu gpu)
+        public static BackwardPlan For(int states, long batch, long channels, int multiprocessors, int sharedBytes)
         {
             var lanes = Math.Min(32, PowerOfTwo(states, 2));
             var each = PowerOfTwo(states, lanes);
-            var (steps, segment, threads) = each switch
+            var (steps, sync, threads) = each switch
             {
                 8 => (8, 4, 64),
                 4 => (16, 4, 64),
                 _ when lanes == 32 => (32, 8, 128),
                 _ => (Math.Min(64, 8 * lanes), 8, 256),
             };
-            var plan = new BackwardPlan(lanes, each, steps, segment, threads);
+            var plan = new BackwardPlan(lanes, each, steps, each == 1 ? 8 : 4, sync, threads);
             // Smaller blocks where the busiest multiprocessor then has fewer warps. Larger ones sum more before the workspace.
             var half = plan with { Threads = threads / 2 };
             if (threads == 256 && Busiest(half) < Busiest(plan)) plan = half;
             // And on a GPU with little shared memory.
-            while (plan.SharedBytes > gpu.SharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
+            while (plan.SharedBytes > sharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
             return plan;
 
             long Busiest(BackwardPlan p)
             {
                 var blocks = batch * ((channels + p.TileChannels - 1) / p.TileChannels);
-                return (blocks + gpu.Multiprocessors - 1) / gpu.Multiprocessors * p.Threads;
+                return (blocks + multiprocessors - 1) / multiprocessors * p.Threads;
             }
         }
 
         public string[] Defines() =>
         [
-            $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"SEGMENT={Segment}", $"THREADS={Threads}", $"BLOCKS={(States <= 2 ? 512 / Threads : 1)}",
+            $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"SEGMENT={Segment}", $"SYNC={Sync}", $"THREADS={Threads}", $"BLOCKS={(States <= 2 ? 512 / Threads : 1)}",
         ];
     }
 

@@ -135,17 +135,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan(con
         for (int block = 0; block < STEPS / 8; block++) {
             float y[K][8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float Bt[STATES], Ct[STATES];
-                read_inputs(inputs, block * 8 + i, q, Bt, Ct);
+            for (int i = 0; i < 8; i += 2) {
+                float dt[K][2], du[K][2];
 #pragma unroll
-                for (int k = 0; k < K; k++) {
-                    Pair<float> step = *(const Pair<float>*)(steps + (k * (THREADS / LANES) + group) * CHANNEL_PITCH + block * BLOCK_PITCH + 2 * i);
-                    y[k][i] = 0.0f;
+                for (int k = 0; k < K; k++) read_steps<2>(steps + (k * (THREADS / LANES) + group) * CHANNEL_PITCH, block * 8 + i, dt[k], du[k]);
 #pragma unroll
-                    for (int s = 0; s < STATES; s++) {
-                        h[k][s] = fmaf(exp2_fast(step.x * A[k][s]), h[k][s], step.y * Bt[s]);
-                        if (PASS != 1) y[k][i] = fmaf(h[k][s], Ct[s], y[k][i]);
+                for (int j = 0; j < 2; j++) {
+                    float Bt[STATES], Ct[STATES];
+                    if (PASS == 1) read_B(inputs, block * 8 + i + j, q, Bt);
+                    else read_inputs(inputs, block * 8 + i + j, q, Bt, Ct);
+#pragma unroll
+                    for (int k = 0; k < K; k++) {
+                        y[k][i + j] = 0.0f;
+#pragma unroll
+                        for (int s = 0; s < STATES; s++) {
+                            h[k][s] = fmaf(exp2_fast(dt[k][j] * A[k][s]), h[k][s], du[k][j] * Bt[s]);
+                            if (PASS != 1) y[k][i + j] = fmaf(h[k][s], Ct[s], y[k][i + j]);
+                        }
                     }
                 }
             }

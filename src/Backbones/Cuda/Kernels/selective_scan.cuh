@@ -116,6 +116,16 @@ DEVICE void write_steps(float* channel, int t, const float (&pairs)[2 * E]) {
     }
 }
 
+// COUNT steps of a channel from t on, both even.
+template <int COUNT> DEVICE void read_steps(const float* channel, int t, float (&dt)[COUNT], float (&du)[COUNT]) {
+    const Quad<float>* p = (const Quad<float>*)(channel + step_at(t));
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; i++) {
+        Quad<float> v = p[i];
+        dt[2 * i] = v.x; du[2 * i] = v.y; dt[2 * i + 1] = v.z; du[2 * i + 1] = v.w;
+    }
+}
+
 // B and C of a tile as [step][lane][S of B, S of C].
 template <class T, bool ALIGNED_16> DEVICE void load_inputs(float* to, const T* from, i64 state_stride, i64 time_stride, int n, int oct, int left, int second) {
     float* at = to + oct * 8 * 2 * PADDED + n / STATES * 2 * STATES + second * STATES + n % STATES;
@@ -165,6 +175,21 @@ DEVICE void read_inputs(const float* tile, int t, int q, float (&B)[STATES], flo
     }
 #pragma unroll
     for (int s = 0; s < STATES; s++) { B[s] = x[s]; C[s] = x[STATES + s]; }
+}
+
+DEVICE void read_B(const float* tile, int t, int q, float (&B)[STATES]) {
+    const float* p = tile + (t * LANES + q) * 2 * STATES;
+    if constexpr (STATES == 1) B[0] = p[0];
+    else if constexpr (STATES == 2) {
+        Pair<float> v = *(const Pair<float>*)p;
+        B[0] = v.x; B[1] = v.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < STATES / 4; i++) {
+            Quad<float> v = ((const Quad<float>*)p)[i];
+            B[4 * i] = v.x; B[4 * i + 1] = v.y; B[4 * i + 2] = v.z; B[4 * i + 3] = v.w;
+        }
+    }
 }
 
 // S states of a lane in memory [.., n]; those behind n are zero.

@@ -7,17 +7,18 @@
 //
 // A block takes TILE_CHANNELS channels of a row through all of time, from the last chunk to the first. A chunk begins with the
 // state that the forward pass kept; a first sweep keeps the state before each segment of R steps in shared memory, and each
-// segment, from the last to the first, is computed once more into registers and walked back.
+// segment, from the last to the first, is computed once more into registers and walked back. What a segment reads of B, C and
+// the step sizes stays in registers for the way back: shared memory is what is shortest here.
 //
 // The sums over channels are made within a warp by shuffles, within a block through shared memory, and over blocks by a
 // kernel of their own from the workspace, always in the same order.
 //
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DG_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DSEGMENT=8 -DTHREADS=256 -DBLOCKS=2 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
-// check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DG_TYPE=float -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DSEGMENT=8 -DTHREADS=128 -DBLOCKS=2 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
-// check: -DU_TYPE=float -DDELTA_TYPE=bf16 -DZ_TYPE=f16 -DB_TYPE=float -DC_TYPE=f16 -DG_TYPE=float -DN=3 -DLANES=2 -DSTATES=2 -DSTEPS=16 -DSEGMENT=8 -DTHREADS=256 -DBLOCKS=1 -DSOFTPLUS=0 -DGATED=0 -DALIGNED=false -DALIGNED_INPUTS=false
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DG_TYPE=bf16 -DN=1 -DLANES=1 -DSTATES=1 -DSTEPS=8 -DSEGMENT=8 -DTHREADS=256 -DBLOCKS=1 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DG_TYPE=bf16 -DN=64 -DLANES=32 -DSTATES=2 -DSTEPS=32 -DSEGMENT=8 -DTHREADS=128 -DBLOCKS=1 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
-// check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DG_TYPE=float -DN=256 -DLANES=32 -DSTATES=8 -DSTEPS=8 -DSEGMENT=4 -DTHREADS=32 -DBLOCKS=1 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=false -DALIGNED_INPUTS=true
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DG_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DSEGMENT=4 -DSYNC=8 -DTHREADS=256 -DBLOCKS=2 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
+// check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DG_TYPE=float -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DSEGMENT=4 -DSYNC=8 -DTHREADS=128 -DBLOCKS=2 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
+// check: -DU_TYPE=float -DDELTA_TYPE=bf16 -DZ_TYPE=f16 -DB_TYPE=float -DC_TYPE=f16 -DG_TYPE=float -DN=3 -DLANES=2 -DSTATES=2 -DSTEPS=16 -DSEGMENT=4 -DSYNC=8 -DTHREADS=256 -DBLOCKS=1 -DSOFTPLUS=0 -DGATED=0 -DALIGNED=false -DALIGNED_INPUTS=false
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DG_TYPE=bf16 -DN=1 -DLANES=1 -DSTATES=1 -DSTEPS=8 -DSEGMENT=8 -DSYNC=8 -DTHREADS=256 -DBLOCKS=1 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DG_TYPE=bf16 -DN=64 -DLANES=32 -DSTATES=2 -DSTEPS=32 -DSEGMENT=4 -DSYNC=8 -DTHREADS=128 -DBLOCKS=1 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=true -DALIGNED_INPUTS=true
+// check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DG_TYPE=float -DN=256 -DLANES=32 -DSTATES=8 -DSTEPS=8 -DSEGMENT=4 -DSYNC=4 -DTHREADS=32 -DBLOCKS=1 -DSOFTPLUS=1 -DGATED=1 -DALIGNED=false -DALIGNED_INPUTS=true
 #include "selective_scan.cuh"
 
 #define R SEGMENT
@@ -43,7 +44,7 @@ struct alignas(16) Shared {
     float steps[TILE_CHANNELS * CHANNEL_PITCH];          // then y and the first part of gradStep, by step
     float gy[TILE_CHANNELS * GY_PITCH];                  // then g . B
     float states[CHUNK / R][STATES][THREADS];            // before each segment of the chunk
-    float sums[2][WARPS][R][2 * PADDED];                 // gradB and gradC of each warp, as `inputs`; two take turns
+    float sums[2][WARPS][SYNC][2 * PADDED];              // gradB and gradC of SYNC steps and a warp, as `inputs`; two take turns
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_backward(const __grid_constant__ Arguments a) {
@@ -132,14 +133,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_bac
                 for (int segment = 0; segment < SEGMENTS; segment++) {
 #pragma unroll
                     for (int s = 0; s < STATES; s++) shared.states[tile * SEGMENTS + segment][s][threadIdx.x] = h[s];
+                    if (tile == TILES - 1 && segment == SEGMENTS - 1) break;       // the way back computes it
+                    float dt[R], du[R];
+                    read_steps<R>(steps, segment * R, dt, du);
 #pragma unroll
                     for (int r = 0; r < R; r++) {
-                        const int t = segment * R + r;
-                        float Bt[STATES], Ct[STATES];
-                        read_inputs(shared.inputs, t, q, Bt, Ct);
-                        Pair<float> step = *(const Pair<float>*)(steps + step_at(t));
+                        float Bt[STATES];
+                        read_B(shared.inputs, segment * R + r, q, Bt);
 #pragma unroll
-                        for (int s = 0; s < STATES; s++) h[s] = fmaf(exp2_fast(step.x * A2[s]), h[s], step.y * Bt[s]);
+                        for (int s = 0; s < STATES; s++) h[s] = fmaf(exp2_fast(dt[r] * A2[s]), h[s], du[r] * Bt[s]);
                     }
                 }
             }
@@ -147,44 +149,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_bac
 
 #pragma unroll 1
             for (int segment = SEGMENTS - 1; segment >= 0; segment--) {
-                float before[R + 1][STATES], decay[R][STATES], y[R], by_A[R], by_B[R];
+                float dt[R], du[R], Bt[R][STATES], Ct[R][STATES], before[R + 1][STATES], decay[R][STATES], y[R], by_A[R], by_B[R];
+                read_steps<R>(steps, segment * R, dt, du);
 #pragma unroll
                 for (int s = 0; s < STATES; s++) before[0][s] = shared.states[tile * SEGMENTS + segment][s][threadIdx.x];
 #pragma unroll
                 for (int r = 0; r < R; r++) {
-                    const int t = segment * R + r;
-                    float Bt[STATES], Ct[STATES];
-                    read_inputs(shared.inputs, t, q, Bt, Ct);
-                    Pair<float> step = *(const Pair<float>*)(steps + step_at(t));
+                    read_inputs(shared.inputs, segment * R + r, q, Bt[r], Ct[r]);
                     y[r] = 0.0f;
 #pragma unroll
                     for (int s = 0; s < STATES; s++) {
-                        decay[r][s] = exp2_fast(step.x * A2[s]);
-                        before[r + 1][s] = fmaf(decay[r][s], before[r][s], step.y * Bt[s]);
-                        y[r] = fmaf(before[r + 1][s], Ct[s], y[r]);
+                        decay[r][s] = exp2_fast(dt[r] * A2[s]);
+                        before[r + 1][s] = fmaf(decay[r][s], before[r][s], du[r] * Bt[r][s]);
+                        y[r] = fmaf(before[r + 1][s], Ct[r][s], y[r]);
                     }
                 }
                 if (GATED) sum_lanes<R, LANES, 1>(y, q);
 
-                float(*sums)[2 * PADDED] = shared.sums[turn][threadIdx.x / 32];
+                float(*sums)[2 * PADDED] = shared.sums[turn][threadIdx.x / 32] + segment * R % SYNC;
 #pragma unroll
                 for (int r = R - 1; r >= 0; r--) {
-                    const int t = segment * R + r;
-                    float Bt[STATES], Ct[STATES], inputs[2 * STATES];
-                    read_inputs(shared.inputs, t, q, Bt, Ct);
-                    Pair<float> step = *(const Pair<float>*)(steps + step_at(t));
-                    const float gyt = gy[t];
+                    const float gyt = gy[segment * R + r];
+                    float inputs[2 * STATES];
                     by_A[r] = by_B[r] = 0.0f;
 #pragma unroll
                     for (int s = 0; s < STATES; s++) {
-                        const float gt = fmaf(Ct[s], gyt, g[s]);
-                        by_B[r] = fmaf(gt, Bt[s], by_B[r]);
-                        inputs[s] = gt * step.y;
+                        const float gt = fmaf(Ct[r][s], gyt, g[s]);
+                        by_B[r] = fmaf(gt, Bt[r][s], by_B[r]);
+                        inputs[s] = gt * du[r];
                         inputs[STATES + s] = gyt * before[r + 1][s];
                         g[s] = gt * decay[r][s];
                         const float p = g[s] * before[r][s];
                         by_A[r] = fmaf(A[s], p, by_A[r]);
-                        grad_A[s] = fmaf(step.x, p, grad_A[s]);
+                        grad_A[s] = fmaf(dt[r], p, grad_A[s]);
                     }
                     // Over the channels of the warp.
                     constexpr int HELD = sums_held<2 * STATES, GROUPS>();
@@ -203,14 +200,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_bac
                     gy[t + i] = by_B[i];
                 }
 
+                if (segment * R % SYNC != 0) continue;
                 __syncthreads();                         // over the warps of the block
-                for (int i = threadIdx.x; i < R * 2 * PADDED; i += THREADS) {
+                for (int i = threadIdx.x; i < SYNC * 2 * PADDED; i += THREADS) {
                     const int at = start + segment * R + i / (2 * PADDED);
                     if (at >= a.length) continue;
                     const float* from = &shared.sums[turn][0][0][0] + i;
                     float sum = from[0];
 #pragma unroll
-                    for (int w = 1; w < WARPS; w++) sum += from[w * R * 2 * PADDED];
+                    for (int w = 1; w < WARPS; w++) sum += from[w * SYNC * 2 * PADDED];
                     float* to = a.workspace + (((i64)part * a.batch + row) * a.length + at) * (2 * PADDED) + i % (2 * PADDED);
                     *to = a.add ? *to + sum : sum;
                 }

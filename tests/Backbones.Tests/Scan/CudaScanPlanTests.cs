@@ -1,0 +1,76 @@
+using MambaVL.Scan;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MambaVL.Tests.Scan;
+
+/// <summary>What the kernels of selective_scan*.cu rely on, for every d_state. Needs no GPU.</summary>
+public class CudaScanPlanTests
+{
+    private static readonly int[] States = [.. Enumerable.Range(1, ScanArguments.MaxState)];
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(1_000_000)]
+    public void ForwardPlansFit(long channels)
+    {
+        foreach (var n in States)
+        {
+            var plan = CudaScan.ForwardPlan.For(n, channels, 132);
+            (plan.Lanes * plan.States).Should().BeGreaterThanOrEqualTo(n, "every state has a place");
+            Lanes(plan.Lanes, plan.States, plan.Steps, n);
+            var shared = sizeof(float) * (plan.Steps * 2 * plan.Lanes * plan.States + plan.TileChannels * (plan.Steps / 8 * 20 + 4));
+            shared.Should().BeLessThanOrEqualTo(48 * 1024, $"n {n}: memory that is not asked for");
+            (32 % plan.Lanes).Should().Be(0);
+        }
+    }
+
+    // 64 KB: compute capability 7.5. 227 KB: 9.0.
+    [Theory]
+    [InlineData(64 * 1024, 1)]
+    [InlineData(227 * 1024, 1)]
+    [InlineData(227 * 1024, 16)]
+    public void BackwardPlansFit(int sharedBytes, long batch)
+    {
+        foreach (var n in States)
+        {
+            var plan = CudaScan.BackwardPlan.For(n, batch, 5120, 132, sharedBytes);
+            (plan.Lanes * plan.States).Should().BeGreaterThanOrEqualTo(n);
+            Lanes(plan.Lanes, plan.States, plan.Steps, n);
+            plan.SharedBytes.Should().BeLessThanOrEqualTo(sharedBytes, $"n {n}");
+            (plan.Steps % plan.Sync + plan.Sync % plan.Segment).Should().Be(0, $"n {n}: segments fill a sum, sums fill a tile");
+            (plan.Segment % 2).Should().Be(0, $"n {n}: steps are read in pairs");
+            (plan.Threads % 32).Should().Be(0);
+        }
+    }
+
+    // One tile is 8 steps or more, a chunk is whole tiles, and the steps of a lane lie in one block of 8.
+    private static void Lanes(int lanes, int states, int steps, int n)
+    {
+        (CudaScan.Chunk % steps + steps % 8).Should().Be(0, $"n {n}");
+        (8 % Math.Max(1, steps / lanes)).Should().Be(0, $"n {n}");
+        lanes.Should().BeInRange(1, 32);
+        System.Numerics.BitOperations.IsPow2(states).Should().BeTrue($"n {n}: states are read 1, 2 or 4 at a time");
+    }
+
+    [Theory]
+    [InlineData(5120, 8192, 1)] // fills an H100 by its channels
+    [InlineData(3072, 640, 1)]  // too short
+    [InlineData(1536, 8192, 2)]
+    [InlineData(768, 8192, 5)]
+    [InlineData(1, 100_000, 32)]
+    public void FewChannelsAndManyStepsAreCutIntoPieces(long channels, long length, int pieces) =>
+        CudaScan.ForwardPlan.For(16, channels, 132).Pieces(channels, length, 132).Should().Be(pieces);
+
+    [Fact]
+    public void OutputsAreLaidOutAsInputsWithoutGaps()
+    {
+        using var scope = NewDisposeScope();
+        CudaScan.DenseStrides(zeros(2, 3, 5)).Should().Equal(15, 5, 1);
+        CudaScan.DenseStrides(zeros(2, 5, 3).transpose(1, 2)).Should().Equal(15, 1, 3);
+        CudaScan.DenseStrides(zeros(3, 2, 5).transpose(0, 1)).Should().Equal(5, 10, 1);
+        CudaScan.DenseStrides(zeros(7, 2, 8).narrow(0, 2, 3).narrow(2, 0, 5).transpose(0, 1)).Should().Equal(5, 10, 1);
+        CudaScan.DenseStrides(zeros(3, 5).unsqueeze(0).expand(2, -1, -1)).Should().Equal(15, 5, 1);
+        CudaScan.DenseStrides(zeros(1, 3, 1)).Should().Equal(3, 1, 1);
+    }
+}
