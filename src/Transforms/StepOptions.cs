@@ -46,7 +46,8 @@ public enum FeatureKind
 public record ImageStepOptions
 {
     /// <summary>Rows that the model is given at once, at least 1. Null, the default: chosen from the memory that is free when
-    /// the first row is asked for, at most 16. It changes speed and memory, never a result.</summary>
+    /// the first row is asked for, at most 16. It changes speed and memory; on the CPU never a result, on a GPU one by rounding,
+    /// because there the images of a batch are encoded together.</summary>
     /// <exception cref="ArgumentOutOfRangeException">The value is less than 1 or above 4,096.</exception>
     public int? BatchSize
     {

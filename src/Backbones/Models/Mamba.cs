@@ -256,7 +256,7 @@ internal sealed class MambaBackbone : nn.Module
     private readonly MambaConfig _config;
     private FusedOn? _fused;
 
-    /// <summary>Whether the layers may run as one operation (<see cref="FusedMamba"/>). Default: true.</summary>
+    /// <summary>Whether the layers may run as one operation (<see cref="FusedMamba"/>); the tests compare with and without.</summary>
     public bool UseKernels { get; set; } = true;
 
     /// <summary>Kernels to use whatever the device; null: those of the device.</summary>
@@ -304,9 +304,8 @@ internal sealed class MambaBackbone : nn.Module
         // As one operation the projections are plain products, which adapters beside them are not part of.
         if (!UseKernels || (hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter)) return null;
         if (ForcedKernels is { } forced) return new(this, _config, forced);
-        if (x.device_type != DeviceType.CUDA || ScanBackend.For(x.device_type, embedding.weight.dtype) == ScanBackend.Reference || !CudaMambaKernels.Take(_config)) return null;
+        if (FusedChoice.For(x) is not { } gpu || ScanBackend.For(x.device_type, embedding.weight.dtype, x.device_index) != ScanBackend.Cuda || !CudaMambaKernels.Take(_config)) return null;
         if (_fused is { } known && known.Device == x.device_index && known.Type == embedding.weight.dtype) return known.Layers;
-        if (CudaGpu.TryGet(x.device_index, out _) is not { } gpu) return null;
         var fused = new FusedMamba(this, _config, new CudaMambaKernels(gpu, embedding.weight.dtype, _config));
         _fused = new(x.device_index, embedding.weight.dtype, fused);
         return fused;

@@ -31,7 +31,7 @@ internal sealed class PictureSet(VisionLanguageModel model, ImageDecoderOptions 
         foreach (var some in distinct.Chunk(MostAtOnce))
         {
             var read = new List<RowInput>();
-            var pictures = new List<DecodedImage>();
+            var squares = new List<Tensor>(); // (3, h, w); of the pictures themselves only one is in memory
             try
             {
                 foreach (var row in some)
@@ -39,7 +39,8 @@ internal sealed class PictureSet(VisionLanguageModel model, ImageDecoderOptions 
                     check();
                     try
                     {
-                        pictures.Add(Picture(row));
+                        using var picture = Picture(row);
+                        squares.Add(model.ImageProcessor.Process(picture));
                         read.Add(row);
                     }
                     catch (Exception e) when (StepResults.IsRowError(e))
@@ -47,13 +48,13 @@ internal sealed class PictureSet(VisionLanguageModel model, ImageDecoderOptions 
                     }
                 }
                 if (read.Count == 0) continue;
-                using var pixels = model.ImageProcessor.ProcessBatch(pictures);          // (b, 3, h, w)
+                using var pixels = stack(squares);                                       // (b, 3, h, w)
                 using var features = model.EncodePatches(pixels);                        // (b, n, width)
                 for (var i = 0; i < read.Count; i++) _ahead.Add((read[i], features.narrow(0, i, 1)));
             }
             finally
             {
-                foreach (var picture in pictures) picture.Dispose();
+                foreach (var square in squares) square.Dispose();
             }
         }
     }
