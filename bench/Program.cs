@@ -7,7 +7,7 @@ Dictionary<string, (string what, Func<Options, IEnumerable<object>> run)> benchm
     ["decode"] = ("decoding on the CPU against the speed of reading its weights, and against tensor operations", DecodeBenchmark.Run),
     ["prefill"] = ("reading a prompt on the CPU against the model's matrix products alone", PrefillBenchmark.Run),
     ["gpu"] = ("every line of the table for one NVIDIA GPU, beside PyTorch where it is", GpuBenchmark.Run),
-    ["gpu-group"] = ("our side of one group of them: --name limits, scan, language or vision", GpuBenchmark.RunGroup),
+    ["gpu-group"] = ("our side of one group of them: --name limits, scan, language, vision or training", GpuBenchmark.RunGroup),
     ["agree"] = ("logits of whole models on one GPU against PyTorch's", GpuAgreement.Run),
     ["mlnet"] = ("a pipeline step against calling the model on the same batches", MlNetBenchmark.Run),
 };

@@ -4,8 +4,10 @@
 #   eng/gpu.sh unpack                        the bundle to .gpu/app and .gpu/fixtures; a second call with the same bundle does nothing
 #   eng/gpu.sh tests [TEXT...]               the tests whose full name holds one of the texts; all without one
 #   eng/gpu.sh gpu-tests                     every test that wants a GPU, and the parity tests on cuda
-#   eng/gpu.sh sanitize [TEXT...]            memcheck, racecheck, initcheck and synccheck on tests; default: those of kernels
+#   eng/gpu.sh sanitize [TEXT...]            memcheck, racecheck, synccheck and initcheck on tests; default: those of kernels
+#                                            (TOOLS="memcheck ..." chooses, LIMIT=seconds of each, SANITIZER_OPTIONS adds)
 #   eng/gpu.sh bench [VERB ARGUMENTS...]     the benchmarks; default: gpu, with --json
+#   eng/gpu.sh agree [ARGUMENTS...]          whole models against PyTorch's logits, with --json
 #   eng/gpu.sh run PROGRAM ARGUMENTS...      any program of the bundle
 # Logs go to $OUT (default .gpu/out), one a verb. The verbs after unpack unpack by themselves.
 set -euo pipefail
@@ -70,16 +72,21 @@ gpu_tests() {
 }
 
 sanitize() {
-  local tool chosen=() status=0
-  [ $# -gt 0 ] || set -- Cuda
+  local tool filter chosen=() status=0
+  [ $# -gt 0 ] || set -- CudaKernelTests CudaScan CudaNorm CudaConvolution AddNorms SwiGlu Rotary CudaAdamW CudaDecoder
   mapfile -t chosen < <(classes "$@")
-  # Every tensor an allocation of its own, so that what lies beside it is nobody's. Tests that provoke faults are left out. Only
-  # launches count: .NET catches its own SIGSEGVs, which needs nothing of the sanitizer, but its double-mapped code pages do.
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 DOTNET_EnableWriteXorExecute=0 DOTNET_gcServer=0 MAMBAVL_TEST_SMALL=1
-  for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
+  # Every tensor an allocation of its own, so that what lies beside it is nobody's. .NET maps its code twice, once to write and
+  # once to run, which tools that rewrite code do not expect.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 DOTNET_EnableWriteXorExecute=0
+  for tool in ${TOOLS:-memcheck racecheck synccheck initcheck}; do
+    # This project's kernels have C names; libtorch's C++ names begin with _Z, and are left to run at full speed. initcheck has to
+    # see what they write.
+    filter=(--kernel-name-exclude kns=_Z)
+    [ "$tool" = initcheck ] && filter=()
     echo "== $tool"
-    compute-sanitizer --tool "$tool" --target-processes all --require-cuda-init no --error-exitcode 9 --print-limit 20 \
-      ${SANITIZER_OPTIONS:-} "$app/MambaVL.Tests.Runner" --sequential --not Fault --not Memory "${chosen[@]}" || status=$?
+    timeout "${LIMIT:-130}" compute-sanitizer --tool "$tool" --target-processes all --require-cuda-init no --error-exitcode 9 --print-limit 20 \
+      "${filter[@]}" ${SANITIZER_OPTIONS:-} "$app/MambaVL.Tests.Runner" --sequential --not Refused --not MoreShared "${chosen[@]}" || status=$?
+    echo "== $tool: exit code $status"
   done
   return $status
 }
@@ -93,6 +100,7 @@ case $verb in
   bench)
     [ $# -gt 0 ] || set -- gpu --json "$out/gpu.json"
     run=("$app/MambaVL.Bench" "$@") ;;
+  agree) run=("$app/MambaVL.Bench" agree --json "$out/agree.json" "$@") ;;
   run)
     [ $# -gt 0 ] || { echo "eng/gpu.sh: run which program?" >&2; exit 2; }
     program=$1

@@ -16,6 +16,7 @@ internal static class GpuBenchmark
         ("scan", GpuScanBenchmark.Run, "scan.py"),
         ("language", GpuLanguageBenchmark.Run, "language.py"),
         ("vision", GpuVisionBenchmark.Run, "vision.py"),
+        ("training", GpuTrainingBenchmark.Run, "training.py"),
     ];
 
     /// <summary>All groups, or the one of --group; --only TEXT takes the models whose name holds it; --python none leaves PyTorch out.</summary>

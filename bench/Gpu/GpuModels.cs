@@ -39,7 +39,7 @@ internal sealed class DeviceParameters(long seed, ScalarType dtype, Device devic
         using var noGradients = no_grad();
         using var scope = NewDisposeScope();
         Tensor values;
-        if (shape.Length < 2 || keepFloat32 || shape.Aggregate(1L, (a, b) => a * b) < Small)
+        if (shape.Length < 2 || name.EndsWith("A_log", StringComparison.Ordinal) || shape.Aggregate(1L, (a, b) => a * b) < Small)
         {
             values = empty(shape, dtype: ScalarType.Float32);
             using var random = new Generator((ulong)_next++);

@@ -83,11 +83,11 @@ def main():
         report.failed("pythia-2.8b", "transformers", e)
         return
 
-    def create(config):
+    def create(config, **more):
         free_memory()
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("cuda"):
-            return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa" if config.model_type == "gpt_neox" else None).eval()
+            return transformers.AutoModelForCausalLM.from_config(config, **more).eval()
 
     for name, (sizes, decode, _) in MAMBA.items():
         if not wanted(name, options.only):
@@ -101,7 +101,7 @@ def main():
         except Exception as e:  # a baseline that this version of transformers does not give is missing, and no more
             report.failed(f"{name} decode", "transformers, eager", e)
     if wanted("pythia-2.8b", options.only):
-        model = create(transformers.GPTNeoXConfig(hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10240, vocab_size=50304, rotary_pct=0.25))
+        model = create(transformers.GPTNeoXConfig(hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, intermediate_size=10240, vocab_size=50304, rotary_pct=0.25), attn_implementation="sdpa")
         for rows in (1, 8):
             ids = torch.randint(0, 50000, (rows, PROMPT), device="cuda")
             report.add(f"pythia-2.8b prefill, b{rows} of {PROMPT}", "transformers, SDPA", wall(options.repeats, lambda _: model(input_ids=ids, use_cache=True, logits_to_keep=1)))
