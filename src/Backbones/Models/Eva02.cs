@@ -99,7 +99,7 @@ public sealed class Eva02 : VisionEncoder
         var x = patch_embed.forward(images);                                                  // (b, n, d)
         x = cat([cls_token.expand(x.shape[0], -1, -1), x], 1) + PositionEmbedding(rows, cols); // (b, l, d)
         var gpu = FusedChoice.For(x);
-        if (gpu is not null && RowSpread.Takes(Width) && !Learns(x)) return Infer(gpu, x, rotary).MoveToOuterDisposeScope();
+        if (gpu is not null && RowSpread.Takes(Width) && !is_grad_enabled()) return Infer(gpu, x, rotary).MoveToOuterDisposeScope();
         foreach (var block in blocks)
         {
             using var before = x;
@@ -109,9 +109,7 @@ public sealed class Eva02 : VisionEncoder
         return x.MoveToOuterDisposeScope();
     }
 
-    private bool Learns(Tensor x) => is_grad_enabled() && (x.requires_grad || parameters().Any(p => p.requires_grad));
-
-    // The blocks where nothing is to be learned: each addition is one with the norm that comes next.
+    // The blocks without gradients: each addition is one with the norm that comes next.
     private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary)
     {
         var normed = blocks[0].norm1.forward(x);

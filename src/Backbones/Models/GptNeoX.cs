@@ -298,7 +298,7 @@ internal sealed class GptNeoXBody : nn.Module
         var gpu = FusedChoice.For(x);
         var (cos, sin) = gpu is null ? RotaryTables(first, l) : default;
         var table = gpu is null ? null : _tables.Get(x.device, first + l);
-        if (gpu is not null && RowSpread.Takes(_config.HiddenSize) && !Learns(x)) return Infer(gpu, x.contiguous(), table!, pattern, state, hiddenStates);
+        if (gpu is not null && RowSpread.Takes(_config.HiddenSize) && !is_grad_enabled()) return Infer(gpu, x.contiguous(), table!, pattern, state, hiddenStates);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
@@ -310,9 +310,7 @@ internal sealed class GptNeoXBody : nn.Module
         return x;
     }
 
-    private bool Learns(Tensor x) => is_grad_enabled() && (x.requires_grad || parameters().Any(p => p.requires_grad));
-
-    // The layers where nothing is to be learned: each addition is one with the norms that come next.
+    // The layers without gradients: each addition is one with the norms that come next.
     private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
     {
         var (normed, other) = (layers[0].input_layernorm.forward(x), _config.ParallelResidual ? layers[0].post_attention_layernorm.forward(x) : null);

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Globalization;
 using System.Numerics;
 using System.Runtime.InteropServices;
@@ -25,17 +26,17 @@ internal static class CudaScan
 
     /// <summary>What the sums of B's and C's gradients over parts of the channels may take while a backward pass runs, in
     /// bytes. With more parts than fit, the pass is launched several times, and adds to the sums.</summary>
-    public const long WorkspaceBytes = 256L << 20;
+    public const long WorkspaceBytes = 384L << 20;
 
     /// <summary>Output and last state, recorded by autograd where a tensor asks for it.</summary>
     public static (Tensor output, Tensor lastState) Run(ScanArguments x)
     {
         using var scope = NewDisposeScope();
-        var (output, lastState) = x.NeedGradient ? ScanFunction.Record(x, Kernel) : Forward(x, keepCheckpoints: false) is var r ? (r.output, r.lastState) : default;
+        var (output, lastState) = x.NeedGradient ? ScanFunction.Record(x, Autograd) : Forward(x, keepCheckpoints: false) is var r ? (r.output, r.lastState) : default;
         return (output.MoveToOuterDisposeScope(), lastState.MoveToOuterDisposeScope());
     }
 
-    private static ScanKernel Kernel { get; } = new("CUDA",
+    private static ScanKernel Autograd { get; } = new("CUDA",
         x => Forward(x, keepCheckpoints: true)!,
         (x, checkpoints, gradOutput, gradLastState) => Backward(x, checkpoints, gradOutput, gradLastState));
 
@@ -54,24 +55,35 @@ internal static class CudaScan
         var checkpoints = keepCheckpoints ? empty([batch, Chunks(length), channels, states], ScalarType.Float32, x.u.device) : null;
         if (batch * channels == 0) return (output, lastState, checkpoints);
 
-        var plan = ForwardPlan.For(states, batch * channels, gpu.Multiprocessors);
-        var kernel = gpu.Kernel("selective_scan.cu", "selective_scan",
-        [
-            .. Types(x), .. plan.Defines(states), Softplus(x),
-            Define("ALIGNED", Aligned(x.u, x.delta, x.z, output)), Define("ALIGNED_INPUTS", Aligned(x.B, x.C)),
-        ]);
         using var scope = NewDisposeScope();
-        var blocks = (channels + plan.TileChannels - 1) / plan.TileChannels;
-        kernel.Run(CudaStream.Current(gpu.Index), new Launch(Blocks(batch * blocks), plan.Threads), new ForwardArguments
+        var plan = ForwardPlan.For(states, batch * channels, gpu.Multiprocessors);
+        var (u, delta, z, B, C, to) = (new View(x.u), new View(x.delta), new View(x.z), new View(x.B), new View(x.C), new View(output));
+        var variant = new Variant(u.Type, delta.Type, x.z is null ? u.Type : z.Type, B.Type, C.Type, u.Type, states, x.deltaSoftplus, x.z is not null,
+            u.Aligned && delta.Aligned && z.Aligned && to.Aligned, B.Aligned && C.Aligned);
+        var pieces = plan.Pieces(batch * channels, length, gpu.Multiprocessors);
+        var arguments = new ForwardArguments
         {
-            U = Pointer(x.u), Delta = Pointer(x.delta), Z = Pointer(x.z), B = Pointer(x.B), C = Pointer(x.C),
-            A = Pointer(x.A.contiguous()), D = Pointer(x.D?.contiguous()), DeltaBias = Pointer(x.deltaBias?.contiguous()),
-            InitialState = Pointer(x.initialState?.contiguous()),
-            Output = Pointer(output), LastState = Pointer(lastState), Checkpoints = Pointer(checkpoints),
-            ByU = new(x.u), ByDelta = new(x.delta), ByZ = new(x.z), ByB = new(x.B), ByC = new(x.C), ByOutput = new(output),
-            Channels = (int)channels, Length = Steps(length),
-        });
+            U = u.Pointer, Delta = delta.Pointer, Z = z.Pointer, B = B.Pointer, C = C.Pointer,
+            A = Contiguous(x.A), D = Contiguous(x.D), DeltaBias = Contiguous(x.deltaBias), InitialState = Contiguous(x.initialState),
+            Output = to.Pointer, LastState = Pointer(lastState), Checkpoints = Pointer(checkpoints),
+            ByU = u.Strides, ByDelta = delta.Strides, ByZ = z.Strides, ByB = B.Strides, ByC = C.Strides, ByOutput = to.Strides,
+            Batch = (int)batch, Channels = (int)channels, Length = Steps(length), Piece = (int)(Chunks((length + pieces - 1) / pieces) * Chunk),
+        };
+        var blocks = Blocks(batch * ((channels + plan.TileChannels - 1) / plan.TileChannels));
+        if (pieces == 1)
+        {
+            Launch(0, 1);
+            return (output, lastState, checkpoints);
+        }
+        pieces = (int)((length + arguments.Piece - 1) / arguments.Piece);
+        arguments.PieceStates = Pointer(empty([pieces - 1, batch, channels, states], ScalarType.Float32, x.u.device));
+        arguments.PieceSteps = Pointer(empty([pieces - 1, batch, channels], ScalarType.Float32, x.u.device));
+        Launch(1, pieces - 1);
+        Launch(2, pieces);
         return (output, lastState, checkpoints);
+
+        void Launch(int pass, int pieces) =>
+            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1)), arguments);
     }
 
     /// <summary>The gradients of all nine tensors, in the order of <see cref="ScanArguments.Tensors"/>; null where there is no
@@ -104,28 +116,27 @@ internal static class CudaScan
         }
         else
         {
-            var plan = BackwardPlan.For(states, gpu.SharedBytes);
+            var plan = BackwardPlan.For(states, batch, channels, gpu);
             // Parts of the channels that have sums of their own for B and C; a launch takes as many as fit.
             var parts = (channels + plan.TileChannels - 1) / plan.TileChannels;
             var part = batch * length * plan.Width * sizeof(float);
             var perLaunch = Math.Clamp(WorkspaceBytes / Math.Max(1, part), 1, parts);
             var workspace = empty([perLaunch, batch, length, plan.Width], ScalarType.Float32, x.u.device);
-            var kernel = gpu.Kernel("selective_scan_backward.cu", "selective_scan_backward",
-            [
-                .. Types(x), $"G_TYPE={CudaTensor.TypeName((gradOutput ?? x.u).dtype)}", .. plan.Defines(states), Softplus(x), $"GATED={(x.z is null ? 0 : 1)}",
-                Define("ALIGNED", Aligned(x.u, x.delta, x.z, gradOutput, u, delta, z)), Define("ALIGNED_INPUTS", Aligned(x.B, x.C)),
-            ]);
+            View vu = new(x.u), vdelta = new(x.delta), vz = new(x.z), vB = new(x.B), vC = new(x.C), vg = new(gradOutput), tu = new(u), tdelta = new(delta), tz = new(z);
+            var kernel = Kernel(gpu, plan, new Variant(vu.Type, vdelta.Type, x.z is null ? vu.Type : vz.Type, vB.Type, vC.Type, gradOutput is null ? vu.Type : vg.Type,
+                states, x.deltaSoftplus, x.z is not null,
+                vu.Aligned && vdelta.Aligned && vz.Aligned && vg.Aligned && tu.Aligned && tdelta.Aligned && tz.Aligned, vB.Aligned && vC.Aligned));
             var stream = CudaStream.Current(gpu.Index);
             var arguments = new BackwardArguments
             {
-                U = Pointer(x.u), Delta = Pointer(x.delta), Z = Pointer(x.z), B = Pointer(x.B), C = Pointer(x.C), GradOutput = Pointer(gradOutput),
-                A = Pointer(x.A.contiguous()), D = Pointer(x.D?.contiguous()), DeltaBias = Pointer(x.deltaBias?.contiguous()),
-                Checkpoints = Pointer(checkpoints), GradLastState = Pointer(gradLastState?.contiguous()),
-                GradU = Pointer(u), GradDelta = Pointer(delta), GradZ = Pointer(z),
+                U = vu.Pointer, Delta = vdelta.Pointer, Z = vz.Pointer, B = vB.Pointer, C = vC.Pointer, GradOutput = vg.Pointer,
+                A = Contiguous(x.A), D = Contiguous(x.D), DeltaBias = Contiguous(x.deltaBias),
+                Checkpoints = Pointer(checkpoints), GradLastState = Contiguous(gradLastState),
+                GradU = tu.Pointer, GradDelta = tdelta.Pointer, GradZ = tz.Pointer,
                 GradA = Pointer(A), GradD = Pointer(D), GradDeltaBias = Pointer(bias), GradInitialState = Pointer(initialState),
                 Workspace = Pointer(workspace),
-                ByU = new(x.u), ByDelta = new(x.delta), ByZ = new(x.z), ByB = new(x.B), ByC = new(x.C), ByGradOutput = new(gradOutput),
-                ByGradU = new(u), ByGradDelta = new(delta), ByGradZ = new(z),
+                ByU = vu.Strides, ByDelta = vdelta.Strides, ByZ = vz.Strides, ByB = vB.Strides, ByC = vC.Strides, ByGradOutput = vg.Strides,
+                ByGradU = tu.Strides, ByGradDelta = tdelta.Strides, ByGradZ = tz.Strides,
                 Batch = (int)batch, Channels = (int)channels, Length = Steps(length),
             };
             for (var first = 0L; first < parts; first += perLaunch)
@@ -144,7 +155,7 @@ internal static class CudaScan
                     $"N={states}", $"LANES={plan.Lanes}", $"STATES={plan.States}", $"THREADS={threads}",
                 ]).Run(stream, new Launch(Blocks(batch * ((length + steps - 1) / steps)), threads), new SumArguments
                 {
-                    Workspace = Pointer(workspace), GradB = Pointer(B), GradC = Pointer(C), ByB = new(B), ByC = new(C),
+                    Workspace = Pointer(workspace), GradB = Pointer(B), GradC = Pointer(C), ByB = new View(B).Strides, ByC = new View(C).Strides,
                     Batch = (int)batch, Length = (int)length, Parts = (int)perLaunch,
                 });
             }
@@ -160,7 +171,8 @@ internal static class CudaScan
     /// <param name="Steps">Steps of a tile.</param>
     /// <param name="Threads">Threads of a block.</param>
     /// <param name="Blocks">Blocks that a multiprocessor should hold, which bounds the registers.</param>
-    internal readonly record struct ForwardPlan(int Lanes, int States, int Channels, int Steps, int Threads, int Blocks)
+    /// <param name="Pass">0: all of time at once; 1 and 2: in pieces.</param>
+    internal readonly record struct ForwardPlan(int Lanes, int States, int Channels, int Steps, int Threads, int Blocks, int Pass = 0)
     {
         /// <summary>Channels of a block.</summary>
         public int TileChannels => Threads / Lanes * Channels;
@@ -176,9 +188,17 @@ internal static class CudaScan
             return many && lanes == 4 ? new(lanes, each, 2, steps, 64, 10) : new(lanes, each, 1, steps, 64, 8);
         }
 
-        public string[] Defines(int states) =>
+        /// <summary>Into how many pieces time is cut: so many that a multiprocessor has some eight warps, and none shorter than
+        /// 512 steps. A second walk over time pays only where at least half of the GPU would be idle.</summary>
+        public int Pieces(long channels, long length, int multiprocessors)
+        {
+            var warps = Math.Max(1, channels * Lanes / Channels / 32);
+            return (int)Math.Clamp(Math.Min(8L * multiprocessors / warps, length / 512), 1, 32);
+        }
+
+        public string[] Defines() =>
         [
-            $"N={states}", $"LANES={Lanes}", $"STATES={States}", $"CHANNELS={Channels}", $"STEPS={Steps}", $"THREADS={Threads}", $"BLOCKS={Blocks}",
+            $"LANES={Lanes}", $"STATES={States}", $"CHANNELS={Channels}", $"STEPS={Steps}", $"THREADS={Threads}", $"BLOCKS={Blocks}", $"PASS={Pass}",
         ];
     }
 
@@ -200,7 +220,7 @@ internal static class CudaScan
         public int SharedBytes => sizeof(float) *
             (Steps * Width + TileChannels * (Steps / 8 * 20 + 4) + TileChannels * (Steps + 8) + Chunk / Segment * States * Threads + 2 * (Threads / 32) * Segment * Width);
 
-        public static BackwardPlan For(int states, int sharedBytes)
+        public static BackwardPlan For(int states, long batch, long channels, CudaGpu gpu)
         {
             var lanes = Math.Min(32, PowerOfTwo(states, 2));
             var each = PowerOfTwo(states, lanes);
@@ -212,17 +232,49 @@ internal static class CudaScan
                 _ => (Math.Min(64, 8 * lanes), 8, 256),
             };
             var plan = new BackwardPlan(lanes, each, steps, segment, threads);
-            // Fewer threads on a GPU with little shared memory.
-            while (plan.SharedBytes > sharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
+            // Smaller blocks where the busiest multiprocessor then has fewer warps. Larger ones sum more before the workspace.
+            var half = plan with { Threads = threads / 2 };
+            if (threads == 256 && Busiest(half) < Busiest(plan)) plan = half;
+            // And on a GPU with little shared memory.
+            while (plan.SharedBytes > gpu.SharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
             return plan;
+
+            long Busiest(BackwardPlan p)
+            {
+                var blocks = batch * ((channels + p.TileChannels - 1) / p.TileChannels);
+                return (blocks + gpu.Multiprocessors - 1) / gpu.Multiprocessors * p.Threads;
+            }
         }
 
-        public string[] Defines(int states) =>
+        public string[] Defines() =>
         [
-            $"N={states}", $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"SEGMENT={Segment}", $"THREADS={Threads}",
-            $"BLOCKS={(Threads * 2 <= 512 && States <= 2 ? 2 : 1)}",
+            $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"SEGMENT={Segment}", $"THREADS={Threads}", $"BLOCKS={(States <= 2 ? 512 / Threads : 1)}",
         ];
     }
+
+    /// <summary>What else a kernel is compiled for.</summary>
+    private readonly record struct Variant(
+        ScalarType U, ScalarType Delta, ScalarType Z, ScalarType B, ScalarType C, ScalarType GradOutput,
+        int States, bool Softplus, bool Gated, bool Aligned, bool AlignedInputs)
+    {
+        public string[] Defines() =>
+        [
+            $"U_TYPE={CudaTensor.TypeName(U)}", $"DELTA_TYPE={CudaTensor.TypeName(Delta)}", $"Z_TYPE={CudaTensor.TypeName(Z)}",
+            $"B_TYPE={CudaTensor.TypeName(B)}", $"C_TYPE={CudaTensor.TypeName(C)}", $"G_TYPE={CudaTensor.TypeName(GradOutput)}",
+            $"N={States}", $"SOFTPLUS={(Softplus ? 1 : 0)}", $"GATED={(Gated ? 1 : 0)}",
+            $"ALIGNED={(Aligned ? "true" : "false")}", $"ALIGNED_INPUTS={(AlignedInputs ? "true" : "false")}",
+        ];
+    }
+
+    // Found without making the macros' text: a scan is called for every layer.
+    private static readonly ConcurrentDictionary<(CudaGpu, Variant, ForwardPlan), CudaKernel> _forward = new();
+    private static readonly ConcurrentDictionary<(CudaGpu, Variant, BackwardPlan), CudaKernel> _backward = new();
+
+    private static CudaKernel Kernel(CudaGpu gpu, Variant variant, ForwardPlan plan) => _forward.GetOrAdd((gpu, variant, plan),
+        static k => k.Item1.Kernel("selective_scan.cu", "selective_scan", [.. k.Item2.Defines(), .. k.Item3.Defines()]));
+
+    private static CudaKernel Kernel(CudaGpu gpu, BackwardPlan plan, Variant variant) => _backward.GetOrAdd((gpu, variant, plan),
+        static k => k.Item1.Kernel("selective_scan_backward.cu", "selective_scan_backward", [.. k.Item2.Defines(), .. k.Item3.Defines()]));
 
     /// <summary>The least power of two that is at least n / by.</summary>
     private static int PowerOfTwo(int n, int by) => (int)BitOperations.RoundUpToPowerOf2((uint)((n + by - 1) / by));
@@ -235,28 +287,8 @@ internal static class CudaScan
 
     private static nint Pointer(Tensor? t) => CudaTensor.Pointer(t);
 
-    private static string Define(string name, bool value) => $"{name}={(value ? "true" : "false")}";
-
-    private static string Softplus(ScanArguments x) => $"SOFTPLUS={(x.deltaSoftplus ? 1 : 0)}";
-
-    private static string[] Types(ScanArguments x) =>
-    [
-        $"U_TYPE={CudaTensor.TypeName(x.u.dtype)}", $"DELTA_TYPE={CudaTensor.TypeName(x.delta.dtype)}", $"Z_TYPE={CudaTensor.TypeName((x.z ?? x.u).dtype)}",
-        $"B_TYPE={CudaTensor.TypeName(x.B.dtype)}", $"C_TYPE={CudaTensor.TypeName(x.C.dtype)}",
-    ];
-
-    /// <summary>Whether 8 steps from every eighth on are one or two accesses of 16 bytes, in every row and channel of each.</summary>
-    private static bool Aligned(params ReadOnlySpan<Tensor?> tensors)
-    {
-        foreach (var t in tensors)
-        {
-            if (t is null) continue;
-            var (shape, strides, size) = (t.shape, t.stride(), t.element_size());
-            if ((strides[2] != 1 && shape[2] > 1) || Pointer(t) % 16 != 0) return false;
-            if ((shape[0] > 1 && strides[0] * size % 16 != 0) || (shape[1] > 1 && strides[1] * size % 16 != 0)) return false;
-        }
-        return true;
-    }
+    // The copy of a tensor that is not contiguous is in the dispose scope at hand: the kernel is in the stream before it ends.
+    private static nint Contiguous(Tensor? t) => t is null ? 0 : Pointer(t.is_contiguous() ? t : t.contiguous());
 
     private static int Steps(long length) => length <= int.MaxValue - 2 * Chunk ? (int)length
         : throw new ArgumentException(string.Create(CultureInfo.InvariantCulture, $"u has {length} steps; the CUDA kernel takes at most {int.MaxValue - 2 * Chunk}."), nameof(ScanArguments.u));
@@ -312,13 +344,27 @@ internal static class CudaScan
 
     /// <summary>struct Strides of selective_scan.cuh, in elements.</summary>
     [StructLayout(LayoutKind.Sequential)]
-    private readonly struct Strides
-    {
-        public readonly long Row, Channel, Time;
+    private readonly record struct Strides(long Row, long Channel, long Time);
 
-        public Strides(Tensor? t)
+    /// <summary>A tensor [b, d, l] or [b, n, l] as a kernel sees it, each thing asked for once.</summary>
+    private readonly struct View
+    {
+        public readonly nint Pointer;
+        public readonly ScalarType Type;
+        public readonly Strides Strides;
+
+        /// <summary>Whether 8 steps from every eighth on are one or two accesses of 16 bytes, in every row and channel. So they
+        /// are where there is no tensor.</summary>
+        public readonly bool Aligned = true;
+
+        public View(Tensor? t)
         {
-            if (t is not null && t.stride() is var strides) (Row, Channel, Time) = (strides[0], strides[1], strides[2]);
+            if (t is null) return;
+            var (shape, strides) = (t.shape, t.stride());
+            (Pointer, Type, Strides) = (CudaTensor.Pointer(t), t.dtype, new(strides[0], strides[1], strides[2]));
+            var size = Type == ScalarType.Float32 ? 4 : 2;
+            Aligned = (Strides.Time == 1 || shape[2] <= 1) && Pointer % 16 == 0
+                && (shape[0] <= 1 || Strides.Row * size % 16 == 0) && (shape[1] <= 1 || Strides.Channel * size % 16 == 0);
         }
     }
 
@@ -326,9 +372,9 @@ internal static class CudaScan
     [StructLayout(LayoutKind.Sequential)]
     private struct ForwardArguments
     {
-        public nint U, Delta, Z, B, C, A, D, DeltaBias, InitialState, Output, LastState, Checkpoints;
+        public nint U, Delta, Z, B, C, A, D, DeltaBias, InitialState, Output, LastState, Checkpoints, PieceStates, PieceSteps;
         public Strides ByU, ByDelta, ByZ, ByB, ByC, ByOutput;
-        public int Channels, Length;
+        public int Batch, Channels, Length, Piece;
     }
 
     /// <summary>struct Arguments of selective_scan_backward.cu.</summary>

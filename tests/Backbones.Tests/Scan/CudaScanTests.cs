@@ -21,6 +21,8 @@ public class CudaScanTests(ITestOutputHelper log)
     [InlineData(1, 129, 640, 16)]
     [InlineData(3, 70, 64, 16)]
     [InlineData(1, 20, 8193, 16)]
+    [InlineData(3, 10, 1100, 16)]
+    [InlineData(1, 70, 1600, 5)]
     [InlineData(2, 40, 65, 1)]
     [InlineData(2, 19, 130, 2)]
     [InlineData(2, 21, 100, 5)]
@@ -32,6 +34,17 @@ public class CudaScanTests(ITestOutputHelper log)
     {
         CudaTesting.Gpu();
         Compare(ScanTesting.Arguments(b, d, l, n), $"({b}, {d}, {l}), n {n}");
+    }
+
+    // Few channels and many steps: time in pieces, whose states are put together.
+    [SkippableFact]
+    public void TimeInPiecesIsRightToo()
+    {
+        var gpu = CudaTesting.Gpu();
+        CudaScan.ForwardPlan.For(16, 6, gpu.Multiprocessors).Pieces(6, 2100, gpu.Multiprocessors).Should().Be(4, "that is the case to test");
+        Compare(ScanTesting.Arguments(2, 3, 2100, 16), "pieces");
+        Compare(ScanTesting.Arguments(2, 3, 2100, 16, without: "Dzbh", softplus: false), "pieces, nothing optional");
+        Compare(Narrow(ScanTesting.Arguments(2, 3, 2104, 16), ScalarType.BFloat16), "pieces, bfloat16", 1e-2);
     }
 
     // As many channels as make the kernels take several of them in a thread. Without a second pass of the reference.

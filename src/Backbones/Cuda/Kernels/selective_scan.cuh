@@ -68,6 +68,8 @@ template <class T, bool ALIGNED_16> DEVICE void store_steps(T* p, i64 stride, in
         if (i < left) p[i * stride] = from_float<T>(x[i]);
 }
 
+DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // COUNT numbers of every thread, summed over WIDTH threads that lie STRIDE apart, in an order that is always the same.
 // Afterwards thread w of them holds the sums from first_sum(w) on, sums_held of them, in x[0], x[1], ...
 // A step hands half of the sums over and keeps the other half, so that it costs COUNT shuffles in all.

@@ -120,6 +120,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_bac
             }
             __syncthreads();
 
+            if (ALIGNED && back && first >= CHUNK && owner && exists) {      // the tile before this one, which comes next
+                prefetch(u + first - STEPS);
+                prefetch(delta + first - STEPS);
+                if (GATED) prefetch(z + first - STEPS);
+                if (grad_out) prefetch(grad_out + first - STEPS);
+            }
+
             if (!back || TILES == 1) {
 #pragma unroll 1
                 for (int segment = 0; segment < SEGMENTS; segment++) {
