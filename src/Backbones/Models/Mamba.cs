@@ -256,7 +256,7 @@ internal sealed class MambaBackbone : nn.Module
     private readonly MambaConfig _config;
     private FusedOn? _fused;
 
-    /// <summary>Whether the layers may run as one operation (<see cref="FusedMamba"/>); the tests compare with and without.</summary>
+    /// <summary>Whether the layers may run as one operation (<see cref="FusedMamba"/>). Default: true.</summary>
     public bool UseKernels { get; set; } = true;
 
     /// <summary>Kernels to use whatever the device; null: those of the device.</summary>
