@@ -97,6 +97,17 @@ public class FusedMambaTests
     }
 
     [Fact]
+    public void AModelThatWasTakenToAnotherPrecisionRunsWithoutKernels()
+    {
+        using var model = Model(Small, out var kernels);
+        model.to(ScalarType.Float64);
+        using var mode = no_grad();
+        using var scope = NewDisposeScope();
+        model.backbone.Layers(Embeddings(1, 8), null, null).isfinite().all().item<bool>().Should().BeTrue();
+        kernels.Calls.Should().Be(0, "they would read its float64 parameters as float32");
+    }
+
+    [Fact]
     public void PromptsInPiecesAndHiddenStatesAreTheSame()
     {
         using var model = Model(Small, out var kernels);
