@@ -11,8 +11,9 @@ namespace MambaVL.Cuda;
 /// The tensors lie as the trainers' do: the first weights are the model's own, in float32; the rest have a narrow working copy.
 /// <code>
 /// weights    float32   [ kept in float32 | the rest ]
-/// gradients  float32   [ kept in float32 | the rest, if wanted ]   of earlier micro-batches
-/// narrow                                 [ the rest ]              of the last
+/// gradients  float32   [ kept in float32 ]
+/// earlier    float32                     [ the rest ]   of earlier micro-batches, if there were any
+/// narrow                                 [ the rest ]   of the last
 /// working                                [ the rest ]
 /// </code>
 /// </remarks>
@@ -70,21 +71,22 @@ internal sealed class CudaAdamW : IDisposable
     }
 
     /// <summary>Measures the gradients, before the first <see cref="Update"/> of a step.</summary>
-    /// <param name="gradients">[kept] or [N] of float32.</param>
-    /// <param name="narrow">[N - kept] of the narrow type; null: all gradients are in the first.</param>
+    /// <param name="gradients">[kept] of float32.</param>
+    /// <param name="earlier">[N - kept] of float32, or null.</param>
+    /// <param name="narrow">[N - kept] of the narrow type, or null.</param>
     /// <param name="most">The greatest norm that is not clipped; null: any.</param>
     /// <exception cref="ArgumentException">A tensor has another device, type or shape, or there is no gradient of some weights.</exception>
-    public void Measure(Tensor gradients, Tensor? narrow, double? most)
+    public void Measure(Tensor gradients, Tensor? earlier, Tensor? narrow, double? most)
     {
-        Check(gradients, narrow, null);
+        Check(gradients, earlier, narrow, null);
         var stream = CudaStream.Current(_gpu.Index);
-        var (wide, sums) = (CudaTensor.Pointer(gradients), CudaTensor.Pointer(_sums));
-        _squares.Run(stream, new Launch(Blocks, Threads), new SquaresArguments { Wide = wide, Count = _kept, Sums = sums });
+        var sums = CudaTensor.Pointer(_sums);
+        _squares.Run(stream, new Launch(Blocks, Threads), new SquaresArguments { Wide = CudaTensor.Pointer(gradients), Count = _kept, Sums = sums });
         // With nothing narrow the second half of the sums stays zero.
         if (_count > _kept)
             _squares.Run(stream, new Launch(Blocks, Threads), new SquaresArguments
             {
-                Wide = gradients.shape[0] > _kept ? wide + (nint)_kept * sizeof(float) : 0, Narrow = CudaTensor.Pointer(narrow), Count = _count - _kept, Sums = sums + Blocks * sizeof(double),
+                Wide = CudaTensor.Pointer(earlier), Narrow = CudaTensor.Pointer(narrow), Count = _count - _kept, Sums = sums + Blocks * sizeof(double),
             });
         _norm.Run(stream, new Launch(1, Threads), new NormArguments { Sums = sums, Result = CudaTensor.Pointer(Norm), Count = 2 * Blocks, Most = (float)(most ?? 0) });
     }
@@ -95,15 +97,16 @@ internal sealed class CudaAdamW : IDisposable
     /// <param name="mean">The mean of the gradients, [N] of float32.</param>
     /// <param name="square">The mean of their squares, [N] of float32.</param>
     /// <param name="gradients">As they were measured.</param>
+    /// <param name="earlier">As they were measured.</param>
     /// <param name="narrow">As they were measured.</param>
     /// <param name="working">[N - kept] of the narrow type, or null.</param>
     /// <param name="start">The first weight of the range.</param>
     /// <param name="count">Weights of the range.</param>
     /// <param name="step">What is done to them.</param>
     /// <exception cref="ArgumentException">A tensor has another device, type or shape, or the range is outside.</exception>
-    public void Update(Tensor weights, Tensor mean, Tensor square, Tensor gradients, Tensor? narrow, Tensor? working, long start, long count, in AdamWStep step)
+    public void Update(Tensor weights, Tensor mean, Tensor square, Tensor gradients, Tensor? earlier, Tensor? narrow, Tensor? working, long start, long count, in AdamWStep step)
     {
-        Check(gradients, narrow, working);
+        Check(gradients, earlier, narrow, working);
         CudaArguments.FitsContiguous(weights, nameof(weights), _gpu, ScalarType.Float32, "(N)", _count);
         CudaArguments.FitsContiguous(mean, nameof(mean), _gpu, ScalarType.Float32, "(N)", _count);
         CudaArguments.FitsContiguous(square, nameof(square), _gpu, ScalarType.Float32, "(N)", _count);
@@ -115,17 +118,16 @@ internal sealed class CudaAdamW : IDisposable
         foreach (var (from, to) in new[] { (start, Math.Min(start + count, _kept)), (Math.Max(start, _kept), start + count) })
         {
             if (from >= to) continue;
-            var hasWide = from < _kept || gradients.shape[0] > _kept;
             _step.Run(stream, new Launch(checked((int)((to - from + Threads * Numbers - 1) / (Threads * Numbers))), Threads), new StepArguments
             {
-                Weights = Floats(weights), Mean = Floats(mean), Square = Floats(square), Wide = hasWide ? Floats(gradients) : 0,
-                Narrow = Narrow(narrow), Working = Narrow(working), Norm = CudaTensor.Pointer(Norm), Count = to - from,
+                Weights = Floats(weights), Mean = Floats(mean), Square = Floats(square), Wide = from < _kept ? Floats(gradients) : Rest(earlier),
+                Narrow = Rest(narrow), Working = Rest(working), Norm = CudaTensor.Pointer(Norm), Count = to - from,
                 Rate = (float)(step.LearningRate / correct1), Decay = (float)(step.LearningRate * step.WeightDecay), Beta1 = (float)step.Beta1, Beta2 = (float)step.Beta2,
                 Rest1 = (float)(1 - step.Beta1), Rest2 = (float)(1 - step.Beta2), RootScale = (float)(1 / Math.Sqrt(correct2)), Epsilon = (float)step.Epsilon,
             });
 
             nint Floats(Tensor t) => CudaTensor.Pointer(t) + (nint)from * sizeof(float);
-            nint Narrow(Tensor? t) => t is null || from < _kept ? 0 : CudaTensor.Pointer(t) + (nint)((from - _kept) * t.element_size());
+            nint Rest(Tensor? t) => t is null || from < _kept ? 0 : CudaTensor.Pointer(t) + (nint)((from - _kept) * t.element_size());
         }
     }
 
@@ -135,14 +137,13 @@ internal sealed class CudaAdamW : IDisposable
         Norm.Dispose();
     }
 
-    private void Check(Tensor gradients, Tensor? narrow, Tensor? working)
+    private void Check(Tensor gradients, Tensor? earlier, Tensor? narrow, Tensor? working)
     {
-        ArgumentNullException.ThrowIfNull(gradients);
-        var all = gradients.dim() == 1 && gradients.shape[0] == _count;
-        CudaArguments.FitsContiguous(gradients, nameof(gradients), _gpu, ScalarType.Float32, all ? "(N)" : "(kept)", all ? _count : _kept);
+        CudaArguments.FitsContiguous(gradients, nameof(gradients), _gpu, ScalarType.Float32, "(kept)", _kept);
+        if (earlier is not null) CudaArguments.FitsContiguous(earlier, nameof(earlier), _gpu, ScalarType.Float32, "(N - kept)", _count - _kept);
         if (narrow is not null) CudaArguments.FitsContiguous(narrow, nameof(narrow), _gpu, _narrowType, "(N - kept)", _count - _kept);
         if (working is not null) CudaArguments.FitsContiguous(working, nameof(working), _gpu, _narrowType, "(N - kept)", _count - _kept);
-        if (narrow is null && !all) throw new ArgumentException($"There are gradients of {_kept} weights in float32 and of no others; expected narrow ones of the other {_count - _kept}.", nameof(narrow));
+        if (earlier is null && narrow is null && _count > _kept) throw new ArgumentException($"There are no gradients of {_count - _kept} weights.", nameof(narrow));
     }
 }
 

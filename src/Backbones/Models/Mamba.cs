@@ -302,7 +302,7 @@ internal sealed class MambaBackbone : nn.Module
     private FusedMamba? Fused(Tensor x, IList<Tensor>? hiddenStates)
     {
         // As one operation the projections are plain products, which adapters beside them are not part of.
-        if (!UseKernels || (hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter)) return null;
+        if (!UseKernels || (hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter || !l.HasTypes(embedding.weight.dtype))) return null;
         if (ForcedKernels is { } forced) return new(this, _config, forced);
         if (FusedChoice.For(x) is not { } gpu || ScanBackend.For(x.device_type, embedding.weight.dtype, x.device_index) != ScanBackend.Cuda || !CudaMambaKernels.Take(_config)) return null;
         if (_fused is { } known && known.Device == x.device_index && known.Type == embedding.weight.dtype) return known.Layers;
@@ -325,6 +325,11 @@ internal sealed class MambaLayer : nn.Module
         mixer = new(p[nameof(mixer)], config);
         RegisterComponents();
     }
+
+    /// <summary>Whether parameters are of the types that the model was built with, which a call of <c>to</c> may have changed: kernels
+    /// read them as these.</summary>
+    public bool HasTypes(ScalarType dtype) => mixer.A_log.dtype == ScalarType.Float32 && mixer.D.dtype == ScalarType.Float32 && mixer.dt_proj.bias!.dtype == ScalarType.Float32
+        && norm.weight.dtype == dtype && mixer.in_proj.weight.dtype == dtype && mixer.conv1d.weight.dtype == dtype;
 
     public Tensor Run(Tensor x, (Tensor Convolution, Tensor Scan)? state)
     {

@@ -1,17 +1,19 @@
+using MambaVL.Cuda;
 using TorchSharp;
 using static TorchSharp.torch;
 
 namespace MambaVL.Training;
 
 /// <summary>AdamW (arXiv 1711.05101, algorithm 2) over flat tensors: some ten operations a step, whatever the number of
-/// parameters. One method, so that one kernel can take its place.</summary>
+/// parameters, or one kernel.</summary>
 /// <param name="count">Elements of the weights.</param>
 /// <param name="device">Where they are.</param>
 /// <param name="beta1">The memory of gradients.</param>
 /// <param name="beta2">The memory of their squares.</param>
 /// <param name="epsilon">Added to the root of the squares.</param>
 /// <param name="weightDecay">The decay of the segments that decay.</param>
-internal sealed class AdamW(long count, Device device, double beta1, double beta2, double epsilon, double weightDecay) : IDisposable
+/// <param name="kernels">What updates the weights on a GPU; belongs to this. Null: tensor operations.</param>
+internal sealed class AdamW(long count, Device device, double beta1, double beta2, double epsilon, double weightDecay, CudaAdamW? kernels = null) : IDisposable
 {
     // The update needs as much memory again as it has elements at once.
     private const long MostAtOnce = 1L << 26;
@@ -21,6 +23,27 @@ internal sealed class AdamW(long count, Device device, double beta1, double beta
 
     /// <summary>The mean of their squares, [N] of float32 (v).</summary>
     public Tensor Square { get; } = zeros([count], ScalarType.Float32, device).DetachFromDisposeScope();
+
+    /// <summary>Ends a step: clips the gradients, updates the weights and what the model computes with, and sets the gradients to
+    /// zero. The host waits for nothing.</summary>
+    /// <param name="parameters">The weights; all micro-batches but the last have been gathered.</param>
+    /// <param name="clip">The greatest norm of the gradients; null: any.</param>
+    /// <param name="step">The steps before this one.</param>
+    /// <param name="learningRate">Of this step.</param>
+    /// <returns>The norm of the gradients, a scalar on the device, in the caller's dispose scope.</returns>
+    public Tensor Step(FlatParameters parameters, double? clip, int step, double learningRate)
+    {
+        using var noGradients = no_grad();
+        if (kernels is not null)
+            return parameters.Update(kernels, this, clip, s => new(step, learningRate * s.Share, beta1, beta2, epsilon, s.Decays ? weightDecay : 0));
+        parameters.Gather();
+        var norm = parameters.Gradients.norm();
+        var scale = clip is { } most ? (most / (norm + 1e-6)).clamp_max(1) : null;
+        Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, step, learningRate);
+        parameters.Gradients.zero_();
+        parameters.Refresh();
+        return norm;
+    }
 
     /// <summary>Changes the weights in place.</summary>
     /// <param name="weights">[N], float32.</param>
@@ -56,5 +79,6 @@ internal sealed class AdamW(long count, Device device, double beta1, double beta
     {
         Mean.Dispose();
         Square.Dispose();
+        kernels?.Dispose();
     }
 }

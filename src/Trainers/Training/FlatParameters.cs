@@ -1,4 +1,5 @@
 using MambaVL.Checkpoints;
+using MambaVL.Cuda;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -23,7 +24,8 @@ internal readonly record struct ParameterSegment(long Start, long Count, double 
 /// gradients  float32   [ kept in float32 | the rest ]      of the whole step
 /// narrow     bfloat16                    [ the rest ]      of one micro-batch, added to the above after it
 /// </code>
-/// Adding the micro-batches in float32 keeps what bfloat16's 8 bits would lose.
+/// Adding the micro-batches in float32 keeps what bfloat16's 8 bits would lose. Where a kernel updates the weights, it adds the
+/// last micro-batch itself, and the rest of the float32 gradients is there only once a step has more than one.
 /// </remarks>
 internal sealed class FlatParameters : ParameterSource, IDisposable
 {
@@ -33,6 +35,7 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
     private readonly Dictionary<string, (PlannedParameter Planned, long Start)> _places = [];
     private readonly Dictionary<string, Tensor> _frozen = [];
     private readonly Tensor? _working, _narrow;
+    private Tensor? _earlier;    // of earlier micro-batches, the rest, for the kernel
     private readonly long _kept; // elements of the first part
     private readonly ScalarType _precision;
 
@@ -63,7 +66,8 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
         if (at == 0) throw new ArgumentException("No parameter of the model is to learn.", nameof(shareOf));
         (Names, Segments, Device) = ([.. learning.Select(p => p.Name)], segments, device);
         Master = Zeros(at, ScalarType.Float32);
-        Gradients = Zeros(at, ScalarType.Float32);
+        Gpu = FusedChoice.For(Master);
+        Gradients = Zeros(Gpu is null ? at : _kept, ScalarType.Float32);
         if (_kept < at)
         {
             _working = Zeros(at - _kept, precision);
@@ -93,7 +97,10 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
     /// <summary>The weights, [N] of float32. Some elements between parameters are always zero.</summary>
     public Tensor Master { get; }
 
-    /// <summary>The gradients of the step, as the weights lie.</summary>
+    /// <summary>The GPU whose kernel updates the weights; null: tensor operations do.</summary>
+    public CudaGpu? Gpu { get; }
+
+    /// <summary>The gradients of the step, as the weights lie; for a kernel, of those kept in float32.</summary>
     public Tensor Gradients { get; }
 
     /// <summary>A parameter's part of a flat tensor that lies as the weights do; the caller owns the view.</summary>
@@ -139,9 +146,27 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
     public void Gather()
     {
         if (_narrow is null) return;
-        using var part = Gradients.narrow(0, _kept, _narrow.shape[0]);
-        part.add_(_narrow);
+        if (Gpu is null)
+        {
+            using var part = Gradients.narrow(0, _kept, _narrow.shape[0]);
+            part.add_(_narrow);
+        }
+        else (_earlier ??= zeros(_narrow.shape, ScalarType.Float32, Device).DetachFromDisposeScope()).add_(_narrow);
         _narrow.zero_();
+    }
+
+    /// <summary>What the kernel needs to update these.</summary>
+    public CudaAdamW? CreateKernels() => Gpu is null ? null : new(Gpu, Master.shape[0], _kept, _narrow?.dtype ?? ScalarType.BFloat16);
+
+    /// <summary>After the last backward pass of a step, by kernels: clips the gradients, updates the weights and what the model
+    /// computes with, and sets the gradients to zero.</summary>
+    /// <returns>The norm of the gradients, a scalar on the device.</returns>
+    public Tensor Update(CudaAdamW kernels, AdamW optimizer, double? clip, Func<ParameterSegment, AdamWStep> step)
+    {
+        kernels.Measure(Gradients, _earlier, _narrow, clip);
+        foreach (var segment in Segments)
+            kernels.Update(Master, optimizer.Mean, optimizer.Square, Gradients, _earlier, _narrow, _working, segment.Start, segment.Count, step(segment));
+        return kernels.Norm.select(0, 0);
     }
 
     /// <summary>After the weights were changed: the model computes with the new ones.</summary>
@@ -163,6 +188,7 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
         Gradients.Dispose();
         _working?.Dispose();
         _narrow?.Dispose();
+        _earlier?.Dispose();
         foreach (var t in _frozen.Values) t.Dispose();
     }
 

@@ -46,7 +46,7 @@ internal sealed class TrainingLoop : IDisposable
         _model = Guarded(() => new TrainingModel(options, TrainingModel.ConfigOf(options), seesPicturesAgain), "a copy of the model, its gradients and float32 weights");
         try
         {
-            _optimizer = Guarded(() => new AdamW(_model.Parameters.Master.shape[0], _model.Device, options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay), "the two means of AdamW");
+            _optimizer = Guarded(() => new AdamW(_model.Parameters.Master.shape[0], _model.Device, options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay, _model.Parameters.CreateKernels()), "the two means of AdamW");
             _window = zeros([_model.Device.type == DeviceType.CPU ? OnCpu : options.ReportSteps, 2], ScalarType.Float32, _model.Device).DetachFromDisposeScope();
             _state = new();
             if (options.OutputDirectory is not { } folder) return;
@@ -134,24 +134,16 @@ internal sealed class TrainingLoop : IDisposable
         foreach (var micro in batch.Batches)
             Guarded(() =>
             {
+                if (!ReferenceEquals(micro, batch.Batches[0])) parameters.Gather();
                 using var inner = NewDisposeScope();
                 var loss = _model.Loss(micro);
                 loss.backward();
                 sum.add_(loss.detach());
-                parameters.Gather();
                 return true;
             }, $"learning from {micro.Rows} rows of {micro.Length} ids about {micro.PictureIndices.Length} pictures of {_model.Model.Config.Images.ImageSize} x {_model.Model.Config.Images.ImageSize} pixels");
 
         using var noGradients = no_grad();
-        var norm = parameters.Gradients.norm();
-        var scale = _options.ClipNorm is { } clip ? (clip / (norm + 1e-6)).clamp_max(1) : null;
-        Guarded(() =>
-        {
-            _optimizer.Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, _state.Step, _schedule.At(_state.Step));
-            return true;
-        }, "an update of the weights");
-        parameters.Gradients.zero_();
-        parameters.Refresh();
+        var norm = Guarded(() => _optimizer.Step(parameters, _options.ClipNorm, _state.Step, _schedule.At(_state.Step)), "an update of the weights");
         _window[_rowsOfWindow.Count].copy_(stack([sum, norm]));
         _rowsOfWindow.Add(batch.Rows);
         _state.Step++;

@@ -25,19 +25,18 @@ public class CudaAdamWTests(ITestOutputHelper output)
             using var adam = new CudaAdamW(gpu, count, kept);
             for (var step = 0; step < 3; step++)
             {
-                var gradients = Of(isWide ? count : kept);
+                var (gradients, earlier) = (Of(kept), isWide ? Of(count - kept) : null);
                 var narrow = CudaNumbers.Normal(random, ScalarType.BFloat16, count - kept);
-                var g = Wide(gradients);
-                g = isWide ? g + cat([zeros(kept, ScalarType.Float64), Wide(narrow)], 0) : cat([g, Wide(narrow)], 0);
+                var g = cat([Wide(gradients), earlier is null ? Wide(narrow) : Wide(narrow) + Wide(earlier)], 0);
                 var norm = g.norm().item<double>();
                 var factor = most is { } limit ? Math.Min(1, limit / (norm + 1e-6)) : 1;
 
-                adam.Measure(gradients, narrow, most);
+                adam.Measure(gradients, earlier, narrow, most);
                 output.Close(adam.Norm, tensor(new[] { norm, factor }), 1e-6, "norm and factor");
                 // Two ranges: the second at half the rate, without decay. The border is anywhere.
                 var border = count / 3;
-                adam.Update(weights, mean, square, gradients, narrow, working, 0, border, new(step, LearningRate, Beta1, Beta2, Epsilon, Decay));
-                adam.Update(weights, mean, square, gradients, narrow, working, border, count - border, new(step, LearningRate / 2, Beta1, Beta2, Epsilon, 0));
+                adam.Update(weights, mean, square, gradients, earlier, narrow, working, 0, border, new(step, LearningRate, Beta1, Beta2, Epsilon, Decay));
+                adam.Update(weights, mean, square, gradients, earlier, narrow, working, border, count - border, new(step, LearningRate / 2, Beta1, Beta2, Epsilon, 0));
 
                 g *= factor;
                 var rates = cat([full(border, LearningRate, ScalarType.Float64), full(count - border, LearningRate / 2, ScalarType.Float64)], 0);
@@ -49,7 +48,8 @@ public class CudaAdamWTests(ITestOutputHelper output)
                 output.Close(mean, m, 1e-6, "mean");
                 output.Close(square, v, 1e-6, "square");
                 CudaNumbers.SameBits(working, weights.narrow(0, kept, count - kept).to(ScalarType.BFloat16), "the working copy");
-                ((gradients.numel() == 0 || gradients.eq(0).all().item<bool>()) && (narrow.numel() == 0 || narrow.eq(0).all().item<bool>())).Should().BeTrue("the gradients are used up");
+                foreach (var used in new[] { gradients, earlier, narrow })
+                    (used is null || used.numel() == 0 || used.eq(0).all().item<bool>()).Should().BeTrue("the gradients are used up");
             }
         }
 
@@ -67,8 +67,8 @@ public class CudaAdamWTests(ITestOutputHelper output)
         gradients[99] = float.NaN;
         var before = weights.clone();
         using var adam = new CudaAdamW(gpu, 100, 100);
-        adam.Measure(gradients, null, 1);
-        adam.Update(weights, mean, square, gradients, null, null, 0, 100, new(0, LearningRate, Beta1, Beta2, Epsilon, Decay));
+        adam.Measure(gradients, null, null, 1);
+        adam.Update(weights, mean, square, gradients, null, null, null, 0, 100, new(0, LearningRate, Beta1, Beta2, Epsilon, Decay));
         CudaNumbers.SameBits(weights, before, "the weights");
         float.IsNaN(adam.Norm.cpu()[0].item<float>()).Should().BeTrue();
         gradients.eq(0).all().item<bool>().Should().BeTrue();
@@ -81,10 +81,10 @@ public class CudaAdamWTests(ITestOutputHelper output)
         using var scope = NewDisposeScope();
         Tensor Of(long n) => zeros(n, dtype: ScalarType.Float32, device: CUDA);
         using var adam = new CudaAdamW(gpu, 10, 4);
-        Act(() => adam.Measure(Of(3), null, null)).Should().Throw<ArgumentException>().WithParameterName("gradients").WithMessage("*[3]*[4]*");
-        Act(() => adam.Measure(Of(4), null, null)).Should().Throw<ArgumentException>().WithParameterName("narrow").WithMessage("*other 6*");
-        Act(() => adam.Measure(Of(4), Of(6), null)).Should().Throw<ArgumentException>().WithParameterName("narrow").WithMessage("*Float32*BFloat16*");
-        Act(() => adam.Update(Of(10), Of(10), Of(10), Of(10), null, null, 5, 6, default)).Should().Throw<ArgumentException>().WithParameterName("start");
+        Act(() => adam.Measure(Of(3), null, null, null)).Should().Throw<ArgumentException>().WithParameterName("gradients").WithMessage("*[3]*[4]*");
+        Act(() => adam.Measure(Of(4), null, null, null)).Should().Throw<ArgumentException>().WithParameterName("narrow").WithMessage("*6 weights*");
+        Act(() => adam.Measure(Of(4), null, Of(6), null)).Should().Throw<ArgumentException>().WithParameterName("narrow").WithMessage("*Float32*BFloat16*");
+        Act(() => adam.Update(Of(10), Of(10), Of(10), Of(4), Of(6), null, null, 5, 6, default)).Should().Throw<ArgumentException>().WithParameterName("start");
 
         static Action Act(Action action) => action;
     }

@@ -89,11 +89,11 @@ public class CudaMambaTests(ITestOutputHelper output)
             output.Close(model.Forward(model.Embed(ids), null, hidden), fixture["logits"], 2e-4, "logits");
             if (fixture.Has("hidden.1"))
                 // transformers leaves out the embeddings for Mamba, state-spaces does not.
-                output.Close(allclose(hidden[0].cpu(), fixture["hidden.0"]) ? hidden[1] : hidden[2], fixture["hidden.1"], 2e-4, "hidden.1");
+                output.Close(allclose(hidden[0].cpu(), fixture["hidden.0"].cpu()) ? hidden[1] : hidden[2], fixture["hidden.1"], 2e-4, "hidden.1");
             if (fixture.Has("greedy"))
             {
-                var expected = fixture["greedy"][0].data<long>().ToArray();
-                var prompt = expected.Zip(fixture["input_ids"][0].data<long>().ToArray()).TakeWhile(p => p.First == p.Second).Select(p => p.First).ToArray();
+                var expected = fixture["greedy"][0].cpu().data<long>().ToArray();
+                var prompt = expected.Zip(fixture["input_ids"][0].cpu().data<long>().ToArray()).TakeWhile(p => p.First == p.Second).Select(p => p.First).ToArray();
                 using var state = model.CreateState(expected.Length);
                 var row = prompt.ToList();
                 var logits = model.Prefill(model.Embed(tensor(prompt, device: CUDA).unsqueeze(0)), state);

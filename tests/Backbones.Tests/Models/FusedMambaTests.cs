@@ -97,6 +97,17 @@ public class FusedMambaTests
     }
 
     [Fact]
+    public void AModelThatWasTakenToAnotherPrecisionRunsWithoutKernels()
+    {
+        using var model = Model(Small, out var kernels);
+        model.to(ScalarType.Float64);
+        using var mode = no_grad();
+        using var scope = NewDisposeScope();
+        model.backbone.Layers(Embeddings(1, 8), null, null).isfinite().all().item<bool>().Should().BeTrue();
+        kernels.Calls.Should().Be(0, "they would read its float64 parameters as float32");
+    }
+
+    [Fact]
     public void PromptsInPiecesAndHiddenStatesAreTheSame()
     {
         using var model = Model(Small, out var kernels);
@@ -136,17 +147,27 @@ public class FusedMambaTests
         for (var i = 0; i < plainHidden.Count; i++) Compare.CloseInNorm(fusedHidden[i], plainHidden[i], 1e-5, $"hidden state {i}");
     }
 
-    [SkippableFact, Trait("Category", "Parity")]
-    public void TheReferencesLossAndGradients()
+    [SkippableTheory, Trait("Category", "Parity")]
+    [InlineData("mamba-ssm"), InlineData("mamba-hf")]
+    public void TheReferencesLogitsAndGradients(string folder)
     {
-        using var fixture = new LanguageFixture("mamba-ssm");
+        using var fixture = new LanguageFixture(folder);
+        Skip.If(TestDevice.Current.type != DeviceType.CPU, "The plain kernels read the computer's memory.");
         var model = (Mamba)fixture.Model;
         var kernels = new PlainMambaKernels(model.Config);
         model.backbone.ForcedKernels = kernels;
-        using var mode = no_grad();
         using var scope = NewDisposeScope();
-        Compare.Close(model.Forward(model.Embed(fixture["input_ids"])), fixture["logits"], 2e-4, "logits");
+        foreach (var p in model.parameters()) p.requires_grad_();
+        var ids = fixture["input_ids"];
+        var logits = model.Forward(model.Embed(ids));
         kernels.Calls.Should().BePositive();
+        Compare.Close(logits, fixture["logits"], 2e-4, "logits");
+
+        var l = ids.shape[1];
+        nn.functional.cross_entropy(logits.narrow(1, 0, l - 1).flatten(0, 1), ids.narrow(1, 1, l - 1).flatten()).backward();
+        var parameters = model.named_parameters().ToDictionary(p => p.name, p => p.parameter);
+        foreach (var name in fixture.Names.Where(n => n.StartsWith("grad.", StringComparison.Ordinal)))
+            Compare.CloseInNorm(parameters[name["grad.".Length..].Replace("embeddings.weight", "embedding.weight")].grad!, fixture[name], 1e-3, name);
     }
 
     private static Mamba Model(MambaConfig config, out PlainMambaKernels kernels)
