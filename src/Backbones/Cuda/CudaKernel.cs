@@ -19,11 +19,12 @@ internal readonly record struct Launch((int X, int Y, int Z) Grid, (int X, int Y
 /// <summary>A compiled kernel. It takes one argument: a struct that is laid out alike in C# and in CUDA C++.</summary>
 internal sealed unsafe class CudaKernel
 {
-    private const int MaxDynamicSharedBytes = 8, RegisterCount = 4, LocalBytes = 3, MostThreads = 0; // CUfunction_attribute
+    private const int SharedCarveout = 9, MaxDynamicSharedBytes = 8, RegisterCount = 4, LocalBytes = 3, MostThreads = 0; // CUfunction_attribute
     private const int DefaultSharedBytes = 48 * 1024;
 
     private readonly nint _function;
     private int _sharedBytes = DefaultSharedBytes;
+    private bool _prefersShared;
 
     internal CudaKernel(CudaGpu gpu, string name, nint function) => (Gpu, Name, _function) = (gpu, name, function);
 
@@ -67,6 +68,16 @@ internal sealed unsafe class CudaKernel
             if (status != 0) CudaFaults.Throw(this, launch, status);
         }
         CudaFaults.Launched(this, stream);
+    }
+
+    /// <summary>Asks for all of a multiprocessor's first-level memory as shared memory, whatever this kernel takes of it. Kernels
+    /// that overlap want the same division: a multiprocessor changes it only when it is idle. A wish, not an order.</summary>
+    public void PreferShared()
+    {
+        if (_prefersShared) return;
+        using var scope = Gpu.Enter();
+        Gpu.Api.cuFuncSetAttribute(_function, SharedCarveout, 100);
+        _prefersShared = true;
     }
 
     /// <summary>How many blocks of this kind a multiprocessor holds at once.</summary>
