@@ -20,10 +20,10 @@ internal readonly record struct Launch((int X, int Y, int Z) Grid, (int X, int Y
 internal sealed unsafe class CudaKernel
 {
     private const int SharedCarveout = 9, MaxDynamicSharedBytes = 8, RegisterCount = 4, LocalBytes = 3, MostThreads = 0; // CUfunction_attribute
-    private const int DefaultSharedBytes = 48 * 1024;
 
     private readonly nint _function;
-    private int _sharedBytes = DefaultSharedBytes;
+    private readonly Lock _attributes = new();
+    private int _sharedBytes; // what was allowed: of its own accord a kernel gets 48 KB less its static shared memory
     private bool _prefersShared;
 
     internal CudaKernel(CudaGpu gpu, string name, nint function) => (Gpu, Name, _function) = (gpu, name, function);
@@ -93,6 +93,8 @@ internal sealed unsafe class CudaKernel
 
     private void AllowShared(int bytes)
     {
+        using var held = _attributes.EnterScope();
+        if (bytes <= _sharedBytes) return;
         var status = Gpu.Api.cuFuncSetAttribute(_function, MaxDynamicSharedBytes, bytes);
         if (status != 0) throw new CudaException($"{Name} asks for {bytes} bytes of shared memory; cuda:{Gpu.Index} gives a block at most {Gpu.SharedBytes}: {Gpu.Api.Meaning(status)}.");
         _sharedBytes = bytes;
