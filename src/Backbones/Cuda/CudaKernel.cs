@@ -19,11 +19,12 @@ internal readonly record struct Launch((int X, int Y, int Z) Grid, (int X, int Y
 /// <summary>A compiled kernel. It takes one argument: a struct that is laid out alike in C# and in CUDA C++.</summary>
 internal sealed unsafe class CudaKernel
 {
-    private const int MaxDynamicSharedBytes = 8, RegisterCount = 4, LocalBytes = 3, MostThreads = 0; // CUfunction_attribute
-    private const int DefaultSharedBytes = 48 * 1024;
+    private const int SharedCarveout = 9, MaxDynamicSharedBytes = 8, RegisterCount = 4, LocalBytes = 3, MostThreads = 0; // CUfunction_attribute
 
     private readonly nint _function;
-    private int _sharedBytes = DefaultSharedBytes;
+    private readonly Lock _attributes = new();
+    private int _sharedBytes; // what was allowed: of its own accord a kernel gets 48 KB less its static shared memory
+    private bool _prefersShared;
 
     internal CudaKernel(CudaGpu gpu, string name, nint function) => (Gpu, Name, _function) = (gpu, name, function);
 
@@ -69,6 +70,16 @@ internal sealed unsafe class CudaKernel
         CudaFaults.Launched(this, stream);
     }
 
+    /// <summary>Asks for all of a multiprocessor's first-level memory as shared memory, whatever this kernel takes of it. Kernels
+    /// that overlap want the same division: a multiprocessor changes it only when it is idle. A wish, not an order.</summary>
+    public void PreferShared()
+    {
+        if (_prefersShared) return;
+        using var scope = Gpu.Enter();
+        Gpu.Api.cuFuncSetAttribute(_function, SharedCarveout, 100);
+        _prefersShared = true;
+    }
+
     /// <summary>How many blocks of this kind a multiprocessor holds at once.</summary>
     public int BlocksPerMultiprocessor(int threads, int sharedBytes = 0)
     {
@@ -82,6 +93,8 @@ internal sealed unsafe class CudaKernel
 
     private void AllowShared(int bytes)
     {
+        using var held = _attributes.EnterScope();
+        if (bytes <= _sharedBytes) return;
         var status = Gpu.Api.cuFuncSetAttribute(_function, MaxDynamicSharedBytes, bytes);
         if (status != 0) throw new CudaException($"{Name} asks for {bytes} bytes of shared memory; cuda:{Gpu.Index} gives a block at most {Gpu.SharedBytes}: {Gpu.Api.Meaning(status)}.");
         _sharedBytes = bytes;

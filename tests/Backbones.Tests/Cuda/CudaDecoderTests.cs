@@ -221,6 +221,36 @@ public class CudaDecoderTests(ITestOutputHelper output)
         ids.Should().NotBeEquivalentTo(Answers(model, type, 3, options with { RepetitionPenalty = 1 }, 0).Ids);
     }
 
+    [SkippableTheory, MemberData(nameof(Models))]
+    public void SamplingDrawsWhatTheHostDraws(string name)
+    {
+        CudaTesting.Gpu();
+        const ScalarType type = ScalarType.Float32;
+        using var model = Build(name, type).to(CUDA);
+        var options = new GenerationOptions { MaxNewTokens = 40, IgnoreEndToken = true, Temperature = 1.3, Seed = 5 };
+        foreach (var o in new[] { options, options with { TopK = 7 }, options with { TopP = 0.6 }, options with { TopK = 50, TopP = 0.9, RepetitionPenalty = 1.2 }, options with { TopK = 1 }, options with { TopK = 1_000_000 }, options with { Temperature = 1e-3 }, options with { TopP = 1e-9 } })
+        {
+            var ids = Answers(model, type, 3, o, 0).Ids;
+            for (var row = 0; row < 3; row++) ids[row].Should().Equal(ByHand(model, type, row, 40, o), $"row {row}, {o}");
+        }
+    }
+
+    [SkippableFact]
+    public void EqualProbabilitiesAreTakenByTheirIds()
+    {
+        CudaTesting.Gpu();
+        using var model = Build("mamba, odd sizes", ScalarType.Float32).to(CUDA);
+        using (no_grad())
+            foreach (var p in model.parameters()) p.zero_().DetachFromDisposeScope();
+        var options = new GenerationOptions { MaxNewTokens = 200, IgnoreEndToken = true, Temperature = 1, Seed = 5 };
+        foreach (var (o, most) in new[] { (options with { TopK = 5 }, 4), (options with { TopP = 0.25 }, 25), (options, 100) }) // of 101 tokens
+        {
+            var ids = Answers(model, ScalarType.Float32, 1, o, 0).Ids[0];
+            ids.Should().Equal(ByHand(model, ScalarType.Float32, 0, 200, o));
+            ids.Skip(1).Max().Should().BeInRange(most - 3, most);
+        }
+    }
+
     [SkippableFact]
     public void LogitsThatAreNotFiniteAreAnError()
     {
@@ -255,6 +285,14 @@ public class CudaDecoderTests(ITestOutputHelper output)
         }
 
         static long Live() => DisposeScopeManager.Statistics.TensorStatistics.ThreadTotalLiveCount;
+    }
+
+    [SkippableFact]
+    public void StepsAreTimed()
+    {
+        CudaTesting.Gpu();
+        using var model = Build("gpt-neox, as published", ScalarType.BFloat16).to(CUDA);
+        model.CudaDecoder!.Time(model, 3, 100, steps: 20, runs: 2).Should().HaveCount(2).And.OnlyContain(t => t > 0);
     }
 
     [SkippableFact]

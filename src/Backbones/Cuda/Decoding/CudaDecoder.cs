@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Diagnostics;
 using MambaVL.Kernels;
 using MambaVL.Models;
 using Microsoft.Extensions.Logging;
@@ -70,6 +71,51 @@ internal abstract class CudaDecoder : IDisposable
         finally
         {
             GiveBack(batch);
+        }
+    }
+
+    /// <summary>Times steps and nothing else: rows decode greedily on from states that hold nothing in particular. The host puts
+    /// steps into the stream as a session does, and reads their tokens.</summary>
+    /// <param name="model">The decoder's own.</param>
+    /// <param name="rows">1 to <see cref="DecodeControl.MostRows"/>.</param>
+    /// <param name="length">Positions that each row has read.</param>
+    /// <param name="steps">Steps of a run.</param>
+    /// <param name="runs">Runs, after one that does not count.</param>
+    /// <returns>Milliseconds a step, for each run.</returns>
+    /// <exception cref="CudaException">The kernels cannot decode the model.</exception>
+    public IReadOnlyList<double> Time(LanguageModel model, int rows, int length, int steps, int runs)
+    {
+        var batch = Rent() ?? throw new CudaException($"The kernels cannot decode this model: {_logged ?? "it is not on a GPU"}.");
+        var states = new List<DecoderState>();
+        try
+        {
+            var times = new List<double>();
+            for (var row = 0; row < rows; row++) states.Add(model.CreateState(length + steps));
+            Span<int> ids = stackalloc int[DecodeControl.MostRows];
+            for (var run = -1; run < runs; run++)
+            {
+                foreach (var state in states) state.Length = length;
+                batch.Load(states, new int[rows], null, null);
+                batch.Enqueue(); // the graph is there, and the stream has come this far
+                batch.Wait(ids);
+                var start = Stopwatch.GetTimestamp();
+                for (var (put, read) = (1, 1); read < steps; read++)
+                {
+                    while (put < steps && batch.InFlight < Generation.DeviceSteps.Ahead)
+                    {
+                        batch.Enqueue();
+                        put++;
+                    }
+                    batch.Wait(ids);
+                }
+                if (run >= 0) times.Add(Stopwatch.GetElapsedTime(start).TotalMilliseconds / (steps - 1));
+            }
+            return times;
+        }
+        finally
+        {
+            GiveBack(batch);
+            foreach (var state in states) state.Dispose();
         }
     }
 

@@ -254,6 +254,14 @@ internal abstract unsafe class DecodeBatch : IDisposable
         $"TYPE={CudaTensor.TypeName(Weights.Type)}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}", $"STAGED={Grid.Staged(b)}", $"D={Shape.Hidden}", .. more,
     ];
 
+    /// <summary>A kernel of the step.</summary>
+    protected CudaKernel Kernel(string file, string entry, string[] defines)
+    {
+        var kernel = Gpu.Kernel(file, entry, defines);
+        kernel.PreferShared();
+        return kernel;
+    }
+
     /// <summary>Memory, zeros; disposed with this.</summary>
     protected Tensor Buffer(long bytes) => Owned(() => zeros([bytes], dtype: ScalarType.Byte, device: new Device(DeviceType.CUDA, Gpu.Index)));
 
@@ -293,9 +301,9 @@ internal abstract unsafe class DecodeBatch : IDisposable
     private (CudaKernel Embed, CudaKernel Head, CudaKernel Choose) EndKernels(int b)
     {
         var defines = Defines(b, $"V={Shape.Vocabulary}", $"LAYER_NORM={(_ends.NormBias != 0 ? "true" : "false")}");
-        return (Get("embed"), Get("head"), Get("choose"));
+        return (Kernel("embed"), Kernel("head"), Kernel("choose"));
 
-        CudaKernel Get(string entry) => Gpu.Kernel("decode_ends.cu", entry, defines);
+        CudaKernel Kernel(string entry) => this.Kernel("decode_ends.cu", entry, defines);
     }
 
     private void Upload(nint to, byte* from, int bytes)

@@ -171,7 +171,7 @@ internal sealed class GptNeoXCudaDecoder(GptNeoX model) : CudaDecoder
             var defines = Defines(b, $"H={c.HeadCount}", $"K={c.HeadSize}", $"R={c.RotarySize}", $"M={c.IntermediateSize}", $"TANH_GELU={(c.TanhGelu ? "true" : "false")}");
             return (Get("qkv"), Get("attend"), Get("dense_down"), Get("dense"), Get("up"), Get("down"));
 
-            CudaKernel Get(string entry) => Gpu.Kernel("gptneox_decode.cu", entry, defines);
+            CudaKernel Get(string entry) => Kernel("gptneox_decode.cu", entry, defines);
         }
     }
 }

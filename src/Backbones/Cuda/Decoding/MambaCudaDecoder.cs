@@ -140,7 +140,7 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
                 $"LAYER_NORM={(c.Norm == NormKind.LayerNorm ? "true" : "false")}", $"STATE={CudaTensor.TypeName(Weights.WideType!.Value)}");
             return (Get("input"), Get("select"), Get("state"), Get("output"));
 
-            CudaKernel Get(string entry) => Gpu.Kernel("mamba_decode.cu", entry, defines);
+            CudaKernel Get(string entry) => Kernel("mamba_decode.cu", entry, defines);
         }
     }
 }

@@ -299,12 +299,13 @@ DEVICE void block_sums(float (&values)[B], float* scratch) {
 // x = RMSNorm(residual), or LayerNorm where there is a bias: (B, COLUMNS) float32, packed into shared memory.
 template <int COLUMNS, bool CENTRED>
 DEVICE void normalise(const float* residual, const TYPE* weight, const TYPE* bias, float epsilon, Words* x, float* scratch) {
-    constexpr int EACH = (COLUMNS + THREADS - 1) / THREADS;
+    // With many rows their loads are enough on the way at once, and more would not fit the registers.
+    constexpr int EACH = (COLUMNS + THREADS - 1) / THREADS, UNROLLED = B <= 2 ? EACH : 1;
     float mean[B], scale[B];
 #pragma unroll
     for (int b = 0; b < B; b++) mean[b] = scale[b] = 0;
     if (CENTRED) {
-#pragma unroll
+#pragma unroll UNROLLED
         for (int i = 0; i < EACH; i++) {
             const int c = threadIdx.x + i * THREADS;
             if (c < COLUMNS)
@@ -315,7 +316,7 @@ DEVICE void normalise(const float* residual, const TYPE* weight, const TYPE* bia
 #pragma unroll
         for (int b = 0; b < B; b++) mean[b] *= 1.0f / COLUMNS;
     }
-#pragma unroll
+#pragma unroll UNROLLED
     for (int i = 0; i < EACH; i++) {
         const int c = threadIdx.x + i * THREADS;
         if (c < COLUMNS)
@@ -328,7 +329,7 @@ DEVICE void normalise(const float* residual, const TYPE* weight, const TYPE* bia
     block_sums(scale, scratch);
 #pragma unroll
     for (int b = 0; b < B; b++) scale[b] = 1.0f / sqrtf(scale[b] * (1.0f / COLUMNS) + epsilon);
-#pragma unroll
+#pragma unroll UNROLLED
     for (int i = 0; i < EACH; i++) {
         const int c = threadIdx.x + i * THREADS;
         if (c < COLUMNS) {

@@ -137,7 +137,7 @@ struct Search {
     DEVICE u64 weight(float x, bool by_count) const { return by_count ? 1 : mass(x); }
 
     // Where the running sum reaches a target, from 1 to the sum of all: the token, and its probability's bits.
-    DEVICE Best find(u64 target, bool by_count) const {
+    __device__ __noinline__ Best find(u64 target, bool by_count) const {
         const int own = BINS - 1 - threadIdx.x;
         const u64 here = bin(own, by_count), ahead = sum_before(here);
         if (ahead < target && target <= ahead + here) {
@@ -217,7 +217,8 @@ DEVICE double next_random(u64& state) {
     return (double)((z ^ (z >> 31)) >> 11) * (1.0 / 9007199254740992.0);
 }
 
-DEVICE int sample(const Search& search, const Control& control, u64& random) {
+// Kept out of the way of a greedy choice.
+__device__ __noinline__ int sample(const Search& search, const Control& control, u64& random) {
     search.count_bins();
     const u64 all = search.total(search.counts[threadIdx.x]);
     const bool limited = control.top_k > 0 && (u64)control.top_k < all;
