@@ -130,6 +130,9 @@ public sealed class RecipeTests : IDisposable
         Squares.Weights(start.Model)["backbone.norm_f.bias"].Should().OnlyContain(v => v == 0);
         Squares.Weights(start.Model)["backbone.norm_f.weight"].Should().Equal(Squares.Weights(_model)["backbone.norm_f.weight"]);
 
+        using var connected = _ml.VisionLanguage().Trainers.PretrainConnector(new() { Model = _model, Norm = NormKind.LayerNorm, MaxSteps = 1 }).Fit(_train.Data(_ml));
+        Squares.Weights(connected.Model)["backbone.norm_f.bias"].Should().OnlyContain(v => v == 0, "in stage 1 it is frozen");
+
         using var neox = Squares.Model(TinyVisionLanguage.NeoX);
         Act(() => _ml.VisionLanguage().Trainers.InstructionTune(new() { Model = neox, Norm = NormKind.LayerNorm })).Should().Throw<ArgumentException>().WithMessage("*GPT-NeoX*");
         Act(() => _ml.VisionLanguage().Trainers.InstructionTune(new() { Model = tuned.Model, Norm = NormKind.RmsNorm })).Should().Throw<ArgumentException>().WithMessage("*biases would be lost*");
