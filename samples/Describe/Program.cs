@@ -1,44 +1,54 @@
-// Prints a caption, an answer and a box for each picture.
+// Builds an ML.NET pipeline that captions pictures, answers a question about each and locates a phrase in it; runs it; and writes
+// each picture with its box, and results.json.
 //
-//   dotnet run --project samples/Describe -- PICTURES... [--model FOLDER-OR-NAME] [--question TEXT] [--phrase TEXT]
+//   dotnet run --project samples/Describe
+//   dotnet run --project samples/Describe -- PICTURES... [--model FOLDER-OR-NAME] [--question TEXT] [--phrase TEXT] [--out FOLDER]
+//   dotnet run --project samples/Describe -- --train
 
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
 using MambaVL;
 using MambaVL.Checkpoints;
-using MambaVL.Generation;
-using MambaVL.Images;
 using MambaVL.Samples;
+using MambaVL.Transforms;
+using Microsoft.ML;
 using TorchSharp;
 
-var pictures = new Argument<string[]>("pictures") { Description = "Image files, or folders of them.", Arity = ArgumentArity.OneOrMore };
-var model = new Option<string?>("--model") { Description = "A folder with a model, or owner/name on the hub. Without it, a tiny model with random weights is made up." };
+CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
+var shipped = Path.Combine(AppContext.BaseDirectory, "models", "scenes-mamba");
+var pictures = new Argument<string[]>("pictures") { Description = "Image files, or folders of them. Default: eight scenes of this repository.", DefaultValueFactory = _ => [Path.Combine(AppContext.BaseDirectory, "pictures")] };
+var model = new Option<string?>("--model") { Description = "A folder with a model, or owner/name on the hub. Default: models/scenes-mamba." };
 var tokenizer = new Option<string?>("--tokenizer") { Description = "A tokenizer.json, where the model's folder has none." };
-var question = new Option<string>("--question") { Description = "What to ask about each picture.", DefaultValueFactory = _ => "What is in the picture?" };
-var phrase = new Option<string>("--phrase") { Description = "What to look for in each picture.", DefaultValueFactory = _ => "the animal" };
+var question = new Option<string?>("--question") { Description = $"What to ask about each picture. Default: what rows.jsonl beside the picture asks, else '{Asked.DefaultQuestion}'." };
+var phrase = new Option<string?>("--phrase") { Description = $"What to look for. Default: as above, else '{Asked.DefaultPhrase}'." };
+var output = new Option<string>("--out") { Description = "Where the pictures with boxes and results.json go.", DefaultValueFactory = _ => "described" };
 var device = new Option<string>("--device") { Description = "cpu, cuda or cuda:N.", DefaultValueFactory = _ => "cpu" };
 var bfloat16 = new Option<bool>("--bfloat16") { Description = "Compute in bfloat16 rather than in the device's usual precision." };
 var maxTokens = new Option<int>("--max-tokens") { Description = "The most tokens of one answer.", DefaultValueFactory = _ => 40 };
+var train = new Option<bool>("--train") { Description = "Instead, teach the model a question that it was never asked, for a minute." };
 
 var command = new RootCommand("Captions pictures, answers a question about them and locates a phrase in them.")
 {
-    pictures, model, tokenizer, question, phrase, device, bfloat16, maxTokens,
+    pictures, model, tokenizer, question, phrase, output, device, bfloat16, maxTokens, train,
 };
 command.SetAction((arguments, cancellation) => Task.FromResult(Run(
-    Expand(arguments.GetValue(pictures)!), arguments.GetValue(model),
+    arguments.GetValue(model) ?? (Directory.Exists(shipped) ? shipped : null),
     new()
     {
         Device = arguments.GetValue(device)!,
-        DType = arguments.GetValue(bfloat16) ? torch.ScalarType.BFloat16 : null,
+        DType = arguments.GetValue(bfloat16) ? torch.ScalarType.BFloat16 : arguments.GetValue(train) ? torch.ScalarType.Float32 : null,
         TokenizerPath = arguments.GetValue(tokenizer),
         Hub = new() { Progress = new DownloadLine() },
     },
-    arguments.GetValue(question)!, arguments.GetValue(phrase)!, new() { MaxNewTokens = arguments.GetValue(maxTokens) }, cancellation)));
+    arguments.GetValue(train)
+        ? loaded => FineTuning.Run(loaded, TimeSpan.FromMinutes(1), cancellation)
+        : loaded => Describe(loaded, Asked.Read(arguments.GetValue(pictures)!, arguments.GetValue(question), arguments.GetValue(phrase)),
+            arguments.GetValue(maxTokens), arguments.GetValue(output)!, cancellation),
+    cancellation)));
 return await command.Parse(args).InvokeAsync();
 
-static int Run(IReadOnlyList<string> pictures, string? name, LoadOptions options, string question, string phrase,
-    GenerationOptions generation, CancellationToken cancellation)
+static int Run(string? name, LoadOptions options, Func<VisionLanguageModel, int> work, CancellationToken cancellation)
 {
     try
     {
@@ -46,56 +56,46 @@ static int Run(IReadOnlyList<string> pictures, string? name, LoadOptions options
         using var model = name is null ? DemoModel.Create() : VisionLanguageModel.FromPretrained(name, options, cancellation);
         Console.WriteLine($"{name ?? "a made-up model"}: {model.Config.Vision.GetType().Name} and {model.Config.Language.GetType().Name}, " +
             $"{model.NamedParameters().Sum(p => p.Parameter.numel()):N0} weights, loaded in {watch.ElapsedMilliseconds} ms");
-        if (name is null) Console.WriteLine("Its weights are random, so its answers are noise. Name a trained model with --model.");
-
-        var failures = 0;
-        foreach (var path in pictures)
-        {
-            Console.WriteLine($"\n{path}");
-            try
-            {
-                watch.Restart();
-                using var image = model.EncodeImage(path); // once, for all three
-                Console.WriteLine($"  {image.Width} x {image.Height} pixels, encoded in {watch.ElapsedMilliseconds} ms");
-                Print("caption", watch, () => model.Caption(image, generation, cancellation));
-                Print($"'{question}'", watch, () => model.Answer(image, question, generation, cancellation));
-                Print($"'{phrase}'", watch, () => Show(model.Locate(image, phrase, generation, cancellation)));
-            }
-            catch (Exception e) when (e is ImageException or IOException)
-            {
-                Console.Error.WriteLine($"  {e.Message}"); // the other pictures are not lost
-                failures++;
-            }
-        }
-        return failures == 0 ? 0 : 1;
+        if (name is null) Console.WriteLine("There is no models/scenes-mamba, so the weights are random and the answers are noise. Name a trained model with --model.");
+        return work(model);
     }
     catch (OperationCanceledException)
     {
         return 130; // Ctrl+C
     }
-    catch (Exception e) when (e is IOException or InvalidDataException or ArgumentException or NativeRuntimeException)
+    catch (Exception e) when (e is IOException or UnauthorizedAccessException or InvalidDataException or ArgumentException or NativeRuntimeException)
     {
         Console.Error.WriteLine(e.Message);
         return 1;
     }
 }
 
-static void Print(string label, Stopwatch watch, Func<string> answer)
+static int Describe(VisionLanguageModel model, IReadOnlyList<Asked> asked, int maxTokens, string folder, CancellationToken cancellation)
 {
-    watch.Restart();
-    var text = answer();
-    Console.WriteLine($"  {label}: {text} ({watch.ElapsedMilliseconds} ms)");
+    var ml = new MLContext(seed: 1);
+    // A picture that cannot be read leaves its row empty, and the others come out.
+    var read = new ImageStepOptions { BatchSize = 1, OnError = RowErrors.EmptyResult };
+    var write = new TextStepOptions { BatchSize = 1, OnError = RowErrors.EmptyResult, Generation = new() { MaxNewTokens = maxTokens } };
+    var pipeline = ml.Transforms.EncodeImages("Patches", "Path", model, read)         // once, for the three that follow
+        .Append(ml.Transforms.CaptionImages("Caption", "Patches", model, write))
+        .Append(ml.Transforms.AnswerQuestions("Answer", "Patches", "Question", model, write))
+        .Append(ml.Transforms.GroundPhrases("Box", "Patches", "Phrase", model, write));
+
+    var data = ml.Data.LoadFromEnumerable(asked);
+    using var transformer = pipeline.Fit(data);
+    var results = new Results(folder, asked);
+    using (StepCancellation.Use(cancellation))
+    {
+        var watch = Stopwatch.StartNew();
+        foreach (var row in ml.Data.CreateEnumerable<Described>(transformer.Transform(data), reuseRowObject: false))
+        {
+            results.Add(row, watch.ElapsedMilliseconds);
+            watch.Restart();
+        }
+    }
+    results.Save();
+    return results.Failures == 0 ? 0 : 1;
 }
-
-static string Show(GroundingAnswer answer) => answer.Box is { } box
-    ? string.Create(CultureInfo.InvariantCulture, $"x {box.X0:0} to {box.X1:0}, y {box.Y0:0} to {box.Y1:0}")
-    : $"no box in '{answer.Text.ReplaceLineEndings(" ").Trim()}'";
-
-static IReadOnlyList<string> Expand(string[] paths) => [.. paths.SelectMany(p => Directory.Exists(p) ? Pictures(p) : [p])];
-
-static IEnumerable<string> Pictures(string folder) => Directory.EnumerateFiles(folder)
-    .Where(f => Path.GetExtension(f).ToLowerInvariant() is ".png" or ".jpg" or ".jpeg" or ".webp" or ".gif" or ".bmp")
-    .Order(StringComparer.Ordinal);
 
 /// <summary>One line that tells how far a download is.</summary>
 internal sealed class DownloadLine : IProgress<DownloadProgress>

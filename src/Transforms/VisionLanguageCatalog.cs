@@ -115,6 +115,24 @@ public static class VisionLanguageCatalog
         string boxColumnName, VisionLanguageModel model, TextStepOptions? options = null)
         => Make(catalog, StepKind.DescribeRegions, outputColumnName, imageColumnName, model, options, boxColumnName);
 
+    /// <summary>What the model says to each row's own task: for data in which captions, questions, phrases and so on follow each
+    /// other, such as the trainers learn from (docs/dataset-format.md). Rows about one image share its encoding.</summary>
+    /// <param name="catalog">The transforms of the MLContext.</param>
+    /// <param name="outputColumnName">The new column, text: the caption, the answer, the choice, True or False. <c>{output}.Box</c> and
+    /// <c>{output}.Box.Readable</c> have the boxes of grounding rows.</param>
+    /// <param name="imageColumnName">The image column; or features, with their <c>.Size</c> column.</param>
+    /// <param name="taskColumnName">Text: the name of a <see cref="MambaVL.Prompts.VisionTask"/>.</param>
+    /// <param name="questionColumnName">Text: the question, phrase or description. May be absent where no task needs it.</param>
+    /// <param name="model">The model; stays the caller's.</param>
+    /// <param name="choicesColumnName">A vector of text, for MultipleChoice. May be absent.</param>
+    /// <param name="boxColumnName">A vector of four floats, for DenseCaptioning. May be absent.</param>
+    /// <param name="options">The defaults when null.</param>
+    public static VisionLanguageEstimator FollowTasks(this TransformsCatalog catalog, string outputColumnName, string imageColumnName,
+        string taskColumnName, string questionColumnName, VisionLanguageModel model, string choicesColumnName = "Choices",
+        string boxColumnName = "Box", TextStepOptions? options = null)
+        => Make(catalog, StepKind.FollowTasks, outputColumnName, imageColumnName, model, options, questionColumnName, choicesColumnName,
+            taskColumnName, boxColumnName);
+
     /// <summary>Stops everything that runs in the context, steps within one token: their cursors and prediction engines throw
     /// an <see cref="OperationCanceledException"/>. A context that was cancelled stays so.</summary>
     /// <remarks>To stop one prediction and go on using the context, see <see cref="StepCancellation"/>.</remarks>
@@ -126,14 +144,14 @@ public static class VisionLanguageCatalog
     }
 
     private static VisionLanguageEstimator Make(TransformsCatalog catalog, StepKind kind, string output, string image,
-        VisionLanguageModel model, ImageStepOptions? options, string? text = null, string? choices = null)
+        VisionLanguageModel model, ImageStepOptions? options, string? text = null, string? choices = null, string? task = null, string? regions = null)
     {
         ArgumentNullException.ThrowIfNull(catalog);
         ArgumentNullException.ThrowIfNull(model);
         options ??= new TextStepOptions();
         return new(MlNet.Environment(catalog), new StepSettings
         {
-            Kind = kind, Output = output, Image = image, Text = text, Choices = choices,
+            Kind = kind, Output = output, Image = image, Text = text, Choices = choices, TaskColumn = task, Regions = regions,
             BatchSize = options.BatchSize, OnError = options.OnError, Images = options.Images, Weights = options.Weights,
             Features = options.Features, Generation = (options as TextStepOptions)?.Generation ?? new(),
         }.Checked(), model);

@@ -47,14 +47,19 @@ public readonly record struct ParameterScope(ParameterSource Source, string Pref
 public sealed class ShapeRecorder : ParameterSource
 {
     private readonly Dictionary<string, long[]> _shapes = [];
+    private readonly HashSet<string> _keptFloat32 = [];
 
     /// <summary>The shape of each parameter, by its full key, in the order of construction.</summary>
     public IReadOnlyDictionary<string, long[]> Shapes => _shapes;
+
+    /// <summary>The parameters that stay float32 in a model of a lower precision.</summary>
+    public IReadOnlySet<string> KeptFloat32 => _keptFloat32;
 
     /// <inheritdoc/>
     public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
     {
         if (!_shapes.TryAdd(name, shape)) throw new InvalidOperationException($"The parameter '{name}' is asked for twice.");
+        if (keepFloat32) _keptFloat32.Add(name);
         return new Parameter(empty(shape, dtype: ScalarType.Float32, device: META), requires_grad: false);
     }
 }

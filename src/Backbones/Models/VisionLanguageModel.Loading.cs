@@ -128,15 +128,28 @@ public sealed partial class VisionLanguageModel
     /// <remarks>Each file gets its name only when it is whole, config.json last: a folder without one is not yet a
     /// model.</remarks>
     /// <param name="folder">The folder; made if it is not there.</param>
+    /// <param name="dtype">The precision of the weights in the file: float32, bfloat16 or float16, to which they are rounded; null
+    /// for the model's own. What a model keeps in float32 (Mamba's A_log, D and dt_proj.bias) stays so.</param>
+    /// <exception cref="ArgumentException">The precision is another.</exception>
     /// <exception cref="IOException">A file could not be written, or the folder holds weights of another layout.</exception>
     /// <exception cref="InvalidOperationException">Adapters are attached.</exception>
-    public void Save(string folder)
+    public void Save(string folder, ScalarType? dtype = null)
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
+        if (dtype is not (null or ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float16))
+            throw new ArgumentException($"The precision is {dtype}; expected Float32, BFloat16 or Float16, or null for the model's own.", nameof(dtype));
         if (Language.HasAdapters)
             throw new InvalidOperationException("The model has adapters that are not merged, and would be saved without them; merge them, or dispose of them, first.");
         var parameters = NamedParameters().ToDictionary(p => p.Name, p => (Tensor)p.Parameter);
-        SafetensorsWriter.WriteFolder(folder, parameters);
+        if (dtype is { } precision)
+        {
+            var recorder = new ShapeRecorder();
+            Build(Config, Tokenizer, recorder).Dispose();
+            SafetensorsWriter.WriteFolder(folder,
+                parameters.Select(p => new TensorEntry(p.Key, recorder.KeptFloat32.Contains(p.Key) ? ScalarType.Float32 : precision, p.Value.shape)),
+                e => parameters[e.Name].detach().to(e.DType));
+        }
+        else SafetensorsWriter.WriteFolder(folder, parameters);
         AtomicFile.Write(Path.Combine(folder, Tokenizer.FileName), Tokenizer.Source.Span);
         AtomicFile.Write(Path.Combine(folder, "config.json"), JsonSerializer.SerializeToUtf8Bytes(Config.ToJson(), Indented));
     }

@@ -199,6 +199,31 @@ public class VisionLanguageModelTests
         }
     }
 
+    [Theory, MemberData(nameof(Backbones))]
+    public void AModelIsSavedInHalfPrecision(string backbone)
+    {
+        var folder = Directory.CreateTempSubdirectory("mambavl-").FullName;
+        try
+        {
+            using var model = TinyVisionLanguage.Create(backbone);
+            model.Save(folder, ScalarType.Float16);
+            using (var checkpoint = Checkpoint.Open(folder))
+                foreach (var (name, entry) in checkpoint.Tensors)
+                    entry.DType.Should().Be(name.EndsWith("A_log") || name.EndsWith("mixer.D") || name.EndsWith("dt_proj.bias") ? ScalarType.Float32 : ScalarType.Float16, name);
+            using var loaded = VisionLanguageModel.FromPretrained(folder);
+            foreach (var ((name, saved), (_, read)) in model.NamedParameters().Zip(loaded.NamedParameters()))
+            {
+                read.dtype.Should().Be(ScalarType.Float32, name);
+                Compare.Close(read, saved, 1e-3, name);
+            }
+            Act(() => { model.Save(folder, ScalarType.Int8); return 0; }).Should().Throw<ArgumentException>().WithMessage("*Int8*Float16*");
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
     [Fact]
     public void TheSameSeedMakesTheSameModel()
     {
