@@ -256,6 +256,9 @@ internal sealed class MambaBackbone : nn.Module
     private readonly MambaConfig _config;
     private FusedOn? _fused;
 
+    /// <summary>Whether the layers may run as one operation (<see cref="FusedMamba"/>). Default: true.</summary>
+    public bool UseKernels { get; set; } = true;
+
     /// <summary>Kernels to use whatever the device; null: those of the device.</summary>
     public IMambaKernels? ForcedKernels { get; set; }
 
@@ -299,7 +302,7 @@ internal sealed class MambaBackbone : nn.Module
     private FusedMamba? Fused(Tensor x, IList<Tensor>? hiddenStates)
     {
         // As one operation the projections are plain products, which adapters beside them are not part of.
-        if ((hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter)) return null;
+        if (!UseKernels || (hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter)) return null;
         if (ForcedKernels is { } forced) return new(this, _config, forced);
         if (x.device_type != DeviceType.CUDA || ScanBackend.For(x.device_type, embedding.weight.dtype) == ScanBackend.Reference || !CudaMambaKernels.Take(_config)) return null;
         if (_fused is { } known && known.Device == x.device_index && known.Type == embedding.weight.dtype) return known.Layers;
