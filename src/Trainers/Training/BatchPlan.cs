@@ -19,7 +19,7 @@ internal sealed class BatchPlan(int[] lengths, int[] pictures, int batchSize, in
 
     public int StepsPerEpoch { get; } = (lengths.Length + batchSize - 1) / batchSize;
 
-    /// <summary>The rows of each step of an epoch, the longest first within a step.</summary>
+    /// <summary>The rows of each step of an epoch.</summary>
     public int[][] Epoch(int epoch)
     {
         // Random with a seed is the same in every version of .NET and on every machine.
@@ -42,8 +42,7 @@ internal sealed class BatchPlan(int[] lengths, int[] pictures, int batchSize, in
         {
             var sorted = window.OrderByDescending(g => g.Max(r => lengths[r])).SelectMany(g => g).ToArray(); // stable
             var rest = keepRest ? rows % batchSize : 0;
-            var cut = sorted[..(rows - rest)].Chunk(batchSize).ToArray();
-            foreach (var step in cut) Array.Sort(step, (a, b) => lengths[a] != lengths[b] ? lengths[b] - lengths[a] : pictures[a] != pictures[b] ? pictures[a] - pictures[b] : a - b);
+            var cut = sorted[..(rows - rest)].Chunk(batchSize).Select(Ordered).ToArray();
             // The one short step stays the epoch's last.
             random.Shuffle(cut.AsSpan(0, cut.Length > 0 && cut[^1].Length < batchSize ? cut.Length - 1 : cut.Length));
             steps.AddRange(cut);
@@ -51,6 +50,12 @@ internal sealed class BatchPlan(int[] lengths, int[] pictures, int batchSize, in
             rows = rest;
         }
     }
+
+    // The order in which a step is cut into micro-batches: rows of like length together, but those about one image before all.
+    private int[] Ordered(int[] step) => rowsPerImage == 1
+        ? [.. step.OrderByDescending(r => lengths[r]).ThenBy(r => pictures[r]).ThenBy(r => r)]
+        : [.. step.GroupBy(r => pictures[r]).OrderByDescending(g => g.Max(r => lengths[r])).ThenBy(g => g.Key)
+            .SelectMany(g => g.OrderByDescending(r => lengths[r]).ThenBy(r => r))];
 
     private int[][] Groups(Random random)
     {

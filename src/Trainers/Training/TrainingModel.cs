@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using MambaVL.Models;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -53,7 +52,7 @@ internal sealed class TrainingModel : IDisposable
         var config = options.Model.Config;
         if (options.ImageSize is { } size) config = config with { Images = config.Images with { ImageSize = size } };
         if (options.InstructionFirst is { } first) config = config with { InstructionFirst = first };
-        if (options.StartNorm is { } norm && config.Language is MambaConfig mamba) config = config with { Language = mamba with { Norm = norm } };
+        if (options.Norm is { } norm && config.Language is MambaConfig mamba) config = config with { Language = mamba with { Norm = norm } };
         return config;
     }
 

@@ -154,6 +154,10 @@ public abstract record TrainingOptions
     /// <summary>Whether the instruction stands before the image; the trained model keeps it. Null: as the model has it.</summary>
     public bool? InstructionFirst { get; init; }
 
+    /// <summary>The norm of a Mamba from here on. LayerNorm starts from an RMSNorm's weights with a bias of zero, which is not the
+    /// same function: the authors trained so, in both stages. Null, the default: as the model has it.</summary>
+    public NormKind? Norm { get; init; }
+
     /// <summary>How images are read.</summary>
     public ImageDecoderOptions Images { get; init; } = ImageDecoderOptions.Default;
 
@@ -214,8 +218,6 @@ public abstract record TrainingOptions
     /// <param name="name">Its key in a checkpoint.</param>
     internal abstract double Share(string name);
 
-    internal virtual NormKind? StartNorm => null;
-
     internal virtual LoraOptions? Adapters => null;
 
     /// <exception cref="ArgumentException">An option has a value that it cannot have.</exception>
@@ -258,8 +260,18 @@ public abstract record TrainingOptions
         Need(Patience is null or >= 1, nameof(Patience), Patience, "1 or more, or null");
         Need(ReportSteps >= 1, nameof(ReportSteps), ReportSteps, "1 or more");
         if (Model.Language.HasAdapters) throw new ArgumentException("TrainingOptions.Model has LoRA adapters attached, which its weights do not show; merge them or dispose of them first.", nameof(Model));
+        CheckNorm();
         CheckFurther();
         return this;
+    }
+
+    private void CheckNorm()
+    {
+        if (Norm is not { } norm) return;
+        Need(Enum.IsDefined(norm), nameof(Norm), norm, "RmsNorm, LayerNorm or null");
+        if (Model.Language is not Mamba mamba) throw new ArgumentException("TrainingOptions.Norm is given for a GPT-NeoX, which has LayerNorm always; leave it null.", nameof(Norm));
+        if (mamba.Config.Norm == NormKind.LayerNorm && norm == NormKind.RmsNorm)
+            throw new ArgumentException("TrainingOptions.Norm is RmsNorm for a model whose LayerNorm was trained; its biases would be lost. Leave it null.", nameof(Norm));
     }
 
     private protected virtual void CheckFurther()
@@ -306,16 +318,10 @@ public sealed record InstructionTuneOptions : TrainingOptions
     /// <summary>The connector's learning rate as a share of <see cref="TrainingOptions.LearningRate"/>. Default: 1.</summary>
     public double ConnectorShare { get; init; } = 1;
 
-    /// <summary>The norm of a Mamba from here on. LayerNorm starts from an RMSNorm's weights with a bias of zero, which is not the
-    /// same function: the authors trained so. Null, the default: as the model has it.</summary>
-    public NormKind? Norm { get; init; }
-
     /// <summary>Adapters that learn in the language model's place, which stays as it is but for them. The returned model has them
     /// merged into its weights; apart from it they are in <see cref="TrainingOptions.OutputDirectory"/>, lora.safetensors. Null,
     /// the default: the language model itself learns.</summary>
     public LoraOptions? Lora { get; init; }
-
-    internal override NormKind? StartNorm => Norm;
 
     internal override LoraOptions? Adapters => Lora;
 
@@ -329,10 +335,5 @@ public sealed record InstructionTuneOptions : TrainingOptions
         Need(VisionShare > 0 && double.IsFinite(VisionShare), nameof(VisionShare), VisionShare, "more than 0");
         Need(ConnectorShare > 0 && double.IsFinite(ConnectorShare), nameof(ConnectorShare), ConnectorShare, "more than 0");
         Lora?.Check();
-        if (Norm is not { } norm) return;
-        Need(Enum.IsDefined(norm), nameof(Norm), norm, "RmsNorm, LayerNorm or null");
-        if (Model.Language is not Mamba mamba) throw new ArgumentException("TrainingOptions.Norm is given for a GPT-NeoX, which has LayerNorm always; leave it null.", nameof(Norm));
-        if (mamba.Config.Norm == NormKind.LayerNorm && norm == NormKind.RmsNorm)
-            throw new ArgumentException("TrainingOptions.Norm is RmsNorm for a model whose LayerNorm was trained; its biases would be lost. Leave it null.", nameof(Norm));
     }
 }

@@ -1,5 +1,5 @@
+using System.Runtime.InteropServices;
 using System.Security.Cryptography;
-using System.Text;
 using MambaVL.Images;
 using MambaVL.Prompts;
 using MambaVL.Transforms;
@@ -134,8 +134,8 @@ internal sealed class TrainingReader
             hash.AppendData(_pictures.Hash(row.Picture));
             hash.AppendData(BitConverter.GetBytes(row.ImageAt));
             hash.AppendData(BitConverter.GetBytes(row.Ids.Length));
-            hash.AppendData(System.Runtime.InteropServices.MemoryMarshal.AsBytes(row.Ids.AsSpan()));
-            hash.AppendData(System.Runtime.InteropServices.MemoryMarshal.AsBytes(row.IsAnswer.AsSpan()));
+            hash.AppendData(MemoryMarshal.AsBytes(row.Ids.AsSpan()));
+            hash.AppendData(MemoryMarshal.AsBytes(row.IsAnswer.AsSpan()));
         }
         return System.Convert.ToHexStringLower(hash.GetHashAndReset());
     }

@@ -42,6 +42,7 @@ public sealed class BatchPlanTests
         Distinct(loose).Should().BeGreaterThan(28);
         var grouped = new BatchPlan(lengths, pictures, 32, 4, 1).Epoch(0);
         Distinct(grouped).Should().BeLessThan(10);
+        Distinct([.. grouped.SelectMany(s => s.Chunk(8))]).Should().BeLessThan(3.5, "micro-batches share pictures too");
         Padding(grouped).Should().BeLessThan(Padding(Enumerable.Range(0, 2048).Chunk(32).ToArray()));
         // Long and short steps come by turns, not the long ones first.
         loose.Take(32).Select(s => lengths[s[0]]).Should().NotBeInDescendingOrder();
