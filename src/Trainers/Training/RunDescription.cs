@@ -7,6 +7,7 @@ using static TorchSharp.torch;
 namespace MambaVL.Training;
 
 /// <summary>All that a run's result depends on, as text: a checkpoint of another run is not gone on with.</summary>
+/// <remarks>MicroBatchSize is not among it: it changes roundings alone, and whoever ran out of memory goes on with a smaller one.</remarks>
 internal static class RunDescription
 {
     public static SortedDictionary<string, string> Of(TrainingOptions options, TrainingModel model, TrainingData train, TrainingData? validation)
@@ -24,7 +25,7 @@ internal static class RunDescription
         foreach (var (name, value) in new (string, object?)[]
         {
             (nameof(options.Epochs), options.Epochs), (nameof(options.MaxSteps), options.MaxSteps), (nameof(options.BatchSize), options.BatchSize),
-            (nameof(options.MicroBatchSize), options.RowsAtOnce), (nameof(options.RowsPerImage), options.RowsPerImage),
+            (nameof(options.RowsPerImage), options.RowsPerImage),
             (nameof(options.LearningRate), options.LearningRate), (nameof(options.WarmupShare), options.WarmupShare), (nameof(options.FinalShare), options.FinalShare),
             (nameof(options.Beta1), options.Beta1), (nameof(options.Beta2), options.Beta2), (nameof(options.Epsilon), options.Epsilon),
             (nameof(options.WeightDecay), options.WeightDecay), (nameof(options.ClipNorm), options.ClipNorm), (nameof(options.Seed), options.Seed),

@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Runtime.InteropServices;
 using MambaVL.Transforms;
 using TorchSharp;
 using static TorchSharp.torch;

@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using MambaVL.Models;
 using TorchSharp;
 using static TorchSharp.torch;

@@ -16,7 +16,7 @@ internal sealed class TrainingReporter : IDisposable
     private readonly int _total, _stepsPerEpoch;
     private readonly IDisposable _channel;
     private readonly ConsoleProgress? _console;
-    private readonly TensorBoardWriter? _board;
+    private TensorBoardWriter? _board;
     private readonly Stopwatch _elapsed = Stopwatch.StartNew();
     private int _step, _reported;
     private long _rows, _tokens;
@@ -41,7 +41,7 @@ internal sealed class TrainingReporter : IDisposable
     /// <summary>What came of a step.</summary>
     public void Add(TrainingPoint point, int rows)
     {
-        _board?.Write(point);
+        Write(board => board.Write(point));
         _console?.Report(point, rows);
     }
 
@@ -57,8 +57,11 @@ internal sealed class TrainingReporter : IDisposable
             Remaining = TimeSpan.FromSeconds(perStep * (_total - _step)), BestValidation = state.Best, IsLast = isLast,
         };
         (_rows, _tokens, _reported, _since) = (0, 0, _step, _elapsed.Elapsed);
-        _board?.Write("train/gradient_norm", gradientNorm, _step);
-        _board?.Write("train/rows_per_second", _last.RowsPerSecond, _step);
+        Write(board =>
+        {
+            board.Write("train/gradient_norm", gradientNorm, _step);
+            board.Write("train/rows_per_second", _last.RowsPerSecond, _step);
+        });
         Send(_last, string.Create(CultureInfo.InvariantCulture,
             $"Step {_step}/{_total}, epoch {_last.Epoch:0.00}: loss {loss:0.0000}, learning rate {learningRate:0.00e+0}, gradients {gradientNorm:0.00}, {_last.RowsPerSecond:0.0} rows/s, {_last.TokensPerSecond:0} ids/s, {_last.Remaining:d\\.hh\\:mm\\:ss} to go."));
     }
@@ -68,7 +71,7 @@ internal sealed class TrainingReporter : IDisposable
     {
         _since += took; // the speed is that of training
         var point = state.Curve[^1];
-        _board?.Write(TensorBoardWriter.MetricTag, result, _step);
+        Write(board => board.Write(TensorBoardWriter.MetricTag, result, _step));
         var before = _last ?? new TrainingProgress
         {
             Step = _step, TotalSteps = _total, Epoch = 0, Loss = point.Loss, LearningRate = point.LearningRate, GradientNorm = 0, RowsPerSecond = 0,
@@ -84,10 +87,10 @@ internal sealed class TrainingReporter : IDisposable
     /// <summary>Draws the curves. A picture that cannot be written is no reason to stop.</summary>
     public void Plot(TrainingState state)
     {
-        if (_board is null || state.Curve.Count == 0) return;
+        if (!_options.WriteLogs || _options.OutputDirectory is null || state.Curve.Count == 0) return;
         try
         {
-            TrainingPlot.Save(Path.Combine(_options.OutputDirectory!, PlotName), state.Curve, new() { MetricName = $"validation {_options.Metric}" });
+            TrainingPlot.Save(Path.Combine(_options.OutputDirectory, PlotName), state.Curve, new() { MetricName = $"validation {_options.Metric}" });
         }
         catch (IOException e)
         {
@@ -100,6 +103,21 @@ internal sealed class TrainingReporter : IDisposable
         _console?.Dispose();
         _board?.Dispose();
         _channel.Dispose();
+    }
+
+    // A log that can no longer be written is no reason to stop.
+    private void Write(Action<TensorBoardWriter> write)
+    {
+        if (_board is null) return;
+        try
+        {
+            write(_board);
+        }
+        catch (IOException e)
+        {
+            _host.Warning($"The log '{_board.Path}' can no longer be written: {e.Message}");
+            _board = null;
+        }
     }
 
     private void Send(TrainingProgress progress, string text)

@@ -38,14 +38,16 @@ internal sealed class Validator
     public double Measure(TrainingModel model, CancellationToken cancellation)
     {
         if (_options.Metric == ValidationMetric.Loss) return Loss(model, cancellation);
-        var texts = Ask(model, cancellation);
-        return _options.Metric switch
-        {
-            ValidationMetric.AnswerAccuracy => _rows.Average(i => IsRight(_data.Asked[i], texts[i]) ? 1.0 : 0),
-            ValidationMetric.GroundingAccuracy => _rows.Average(i => Overlap(i, texts[i]) > 0.5 ? 1.0 : 0),
-            _ => Cider(texts),
-        };
+        return Score(Ask(model, cancellation));
     }
+
+    /// <summary>The metric of what a model says to each row.</summary>
+    internal double Score(IReadOnlyDictionary<int, string> texts) => _options.Metric switch
+    {
+        ValidationMetric.AnswerAccuracy => _rows.Average(i => IsRight(_data.Asked[i], texts[i]) ? 1.0 : 0),
+        ValidationMetric.GroundingAccuracy => _rows.Average(i => Overlap(i, texts[i]) > 0.5 ? 1.0 : 0),
+        _ => Cider(texts),
+    };
 
     private bool Applies(VisionTask task) => _options.Metric switch
     {
@@ -70,7 +72,8 @@ internal sealed class Validator
         return sum.ToDouble();
     }
 
-    private Dictionary<int, string> Ask(TrainingModel model, CancellationToken cancellation)
+    /// <summary>What the model says to each row that the metric applies to.</summary>
+    internal Dictionary<int, string> Ask(TrainingModel model, CancellationToken cancellation)
     {
         var texts = new Dictionary<int, string>();
         foreach (var part in _rows.Chunk(AskedAtOnce))
@@ -122,7 +125,7 @@ internal sealed class Validator
         return box.IsReadable ? box.Pixels.IntersectionOverUnion(BoxColumn.Read(_data.Asked[i].Box)!.Value) : 0;
     }
 
-    private double Cider(Dictionary<int, string> texts)
+    private double Cider(IReadOnlyDictionary<int, string> texts)
     {
         var scorer = new CaptionScorer();
         foreach (var group in _rows.GroupBy(i => _data.Rows[i].Picture))

@@ -87,6 +87,7 @@ public sealed class ResumeTests : IDisposable
         Fit(Options with { MaxSteps = 2 });
         Act(() => Fit(Options with { MaxSteps = 2, LearningRate = 1e-3, Seed = 7 })).Should().Throw<TrainingException>()
             .WithMessage("*checkpoint of another run*LearningRate: 0.003 there, 0.001 now*Seed: 1 there, 7 now*OutputDirectory*");
+        Act(() => Fit(Options with { MaxSteps = 2, MicroBatchSize = 2, PixelMemory = 0, ReportSteps = 9 })).Should().NotThrow("these change roundings at most");
         _train.Rows[4].Target = "Grey";
         Act(() => Fit(Options with { MaxSteps = 2 })).Should().Throw<TrainingException>().Which.Message.Should().Contain("Data: ").And.NotContain("Seed");
         _train.Rows[4].Target = Squares.Colours[1].Name;
