@@ -106,19 +106,12 @@ internal static class MlNetBenchmark
 
     private static VisionLanguageModel Model()
     {
-        var tokenizer = Tokenizer.Load(Repository("tests/data/tiny-tokenizer"));
+        var tokenizer = Tokenizer.Load(Repository.Path("tests/data/tiny-tokenizer"));
         return VisionLanguageModel.Create(new()
         {
             Vision = new Eva02Config { PatchSize = 14, ImageSize = 112, Depth = 4, Width = 192, Heads = 6, MlpWidth = 512 },
             Language = new MambaConfig { HiddenSize = 256, LayerCount = 4, VocabularySize = tokenizer.VocabularySize, InitializerRange = 1 },
         }, tokenizer, seed: 1);
-    }
-
-    private static string Repository(string path)
-    {
-        for (var d = new DirectoryInfo(AppContext.BaseDirectory); d is not null; d = d.Parent)
-            if (File.Exists(Path.Combine(d.FullName, "MambaVL.MLNet.sln"))) return Path.Combine(d.FullName, path);
-        throw new DirectoryNotFoundException("The benchmarks run inside a clone of the repository.");
     }
 
     // A BMP of noise, the quickest file to read: the pictures' decoding is the same on both sides.

@@ -26,6 +26,9 @@ internal sealed record Options(IReadOnlyDictionary<string, string> Values)
     /// <summary>wall or cpu.</summary>
     public string Clock => Values.GetValueOrDefault("clock", "wall");
 
+    /// <summary>Whether --only takes this case.</summary>
+    public bool Takes(string name) => !Values.TryGetValue("only", out var text) || name.Contains(text, StringComparison.OrdinalIgnoreCase);
+
     public int Number(string name, int otherwise) =>
         Values.TryGetValue(name, out var text) ? int.Parse(text, NumberStyles.None, CultureInfo.InvariantCulture) : otherwise;
 
@@ -47,12 +50,12 @@ internal sealed record Options(IReadOnlyDictionary<string, string> Values)
     }
 
     /// <summary>Writes the results to the file of --json, if there is one.</summary>
-    public void Save(string benchmark, IReadOnlyList<Result> results)
+    public void Save(string benchmark, IReadOnlyList<object> results)
     {
         if (!Values.TryGetValue("json", out var path)) return;
         var report = new
         {
-            benchmark, Threads, Clock, Machine = RuntimeInformation.OSDescription, Cores = Environment.ProcessorCount,
+            benchmark, Date = DateTime.UtcNow.ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture), Threads, Clock, Machine = RuntimeInformation.OSDescription, Cores = Environment.ProcessorCount,
             Runtime = RuntimeInformation.FrameworkDescription, results,
         };
         File.WriteAllText(path, JsonSerializer.Serialize(report, new JsonSerializerOptions { WriteIndented = true }));

@@ -1,11 +1,14 @@
 using MambaVL.Bench;
 
 // Each benchmark measures both of its sides in one run, and prints medians, their spread and the ratio.
-Dictionary<string, (string what, Func<Options, IEnumerable<Result>> run)> benchmarks = new()
+Dictionary<string, (string what, Func<Options, IEnumerable<object>> run)> benchmarks = new()
 {
     ["scan"] = ("CPU kernel of the selective scan against the loop of tensor operations", ScanBenchmark.Run),
     ["decode"] = ("decoding on the CPU against the speed of reading its weights, and against tensor operations", DecodeBenchmark.Run),
     ["prefill"] = ("reading a prompt on the CPU against the model's matrix products alone", PrefillBenchmark.Run),
+    ["gpu"] = ("every line of the table for one NVIDIA GPU, beside PyTorch where it is", GpuBenchmark.Run),
+    ["gpu-group"] = ("our side of one group of them: --name limits, scan, language or vision", GpuBenchmark.RunGroup),
+    ["agree"] = ("logits of whole models on one GPU against PyTorch's", GpuAgreement.Run),
     ["mlnet"] = ("a pipeline step against calling the model on the same batches", MlNetBenchmark.Run),
 };
 
@@ -20,11 +23,19 @@ if (problem is not null)
     foreach (var (key, (what, _)) in benchmarks) Console.Error.WriteLine($"  {key,-10} {what}");
     return 2;
 }
-var results = new List<Result>();
-foreach (var result in benchmarks[name!].run(options))
+var results = new List<object>();
+try
 {
-    Console.WriteLine(result);
-    results.Add(result);
+    foreach (var result in benchmarks[name!].run(options))
+    {
+        Console.WriteLine(result);
+        results.Add(result);
+        options.Save(name!, results); // each time: one that fails later takes nothing away
+    }
 }
-options.Save(name!, results);
-return 0;
+catch (MambaVL.NativeRuntimeException e)
+{
+    Console.Error.WriteLine(e.Message);
+    return 1;
+}
+return Environment.ExitCode;

@@ -16,21 +16,23 @@ internal sealed class SceneComposer(Sprites sprites, int size)
 
     /// <summary>A scene of a split: the same for the same seed, split and index.</summary>
     /// <param name="seed">The data set's seed.</param>
-    /// <param name="split">The split's name; that of <see cref="Splits.Unseen"/> has a pair that is in no other.</param>
+    /// <param name="split">The split's name; that of <see cref="Splits.Unseen"/> has a pair that is in no other, and that of
+    /// <see cref="Splits.First"/> one kind, once or twice.</param>
     /// <param name="index">The scene's number in its split.</param>
     /// <param name="random">The generator, after what was drawn of it.</param>
     public Scene Compose(long seed, string split, int index, out SceneRandom random)
     {
         random = SceneRandom.For(seed, split, index);
-        return Compose(random, split == Splits.Unseen);
+        return Compose(random, split == Splits.Unseen, split == Splits.First);
     }
 
-    private Scene Compose(SceneRandom random, bool unseen)
+    private Scene Compose(SceneRandom random, bool unseen, bool first)
     {
         // A scene of one kind has no pair.
-        var layout = random.Pick((Layout.Alone, unseen ? 0 : 20), (Layout.Pair, 36), (Layout.Line, 30), (Layout.Scattered, 14));
+        var layout = first ? Layout.Alone : random.Pick((Layout.Alone, unseen ? 0 : 20), (Layout.Pair, 36), (Layout.Line, 30), (Layout.Scattered, 14));
         int[] counts = layout switch
         {
+            Layout.Alone when first => [random.Pick((1, 70), (2, 30))],
             Layout.Alone => [random.Pick((1, 35), (2, 25), (3, 20), (4, 20))],
             Layout.Pair => random.Pick(((int[])[1, 1], 11), ([1, 2], 2), ([2, 1], 2), ([1, 3], 1), ([3, 1], 1), ([2, 2], 2)),
             Layout.Line => random.Pick(((int[])[1, 1, 1], 10), ([1, 1, 1, 1], 6), ([2, 1, 1], 2), ([1, 2, 1], 2), ([1, 1, 2], 2)),
@@ -140,7 +142,10 @@ internal sealed class SceneComposer(Sprites sprites, int size)
 /// <summary>The names of the splits.</summary>
 internal static class Splits
 {
-    public const string Train = "train", Validation = "validation", Test = "test", Unseen = "unseen";
+    public const string First = "first", Train = "train", Validation = "validation", Test = "test", Unseen = "unseen";
 
-    public static readonly IReadOnlyList<string> All = [Train, Validation, Test, Unseen];
+    public static readonly IReadOnlyList<string> All = [First, Train, Validation, Test, Unseen];
+
+    /// <summary>Whether a split is there to learn from: its scenes have rows that list every object with its box.</summary>
+    public static bool Teaches(string split) => split is First or Train;
 }

@@ -88,7 +88,7 @@ internal static class SceneDataset
 
         var buffer = new ArrayBufferWriter<byte>(2048);
         using var json = new Utf8JsonWriter(buffer, s_json);
-        var rows = SceneRows.Of(scene, random);
+        var rows = SceneRows.Of(scene, random, withList: Scenes.Splits.Teaches(split));
         foreach (var row in rows)
         {
             row.Write(json, image);

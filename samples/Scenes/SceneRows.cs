@@ -24,7 +24,10 @@ internal sealed class SceneRows
 
     /// <summary>The rows of a scene: a caption where there can be one, three questions, one with choices, two phrases (one where
     /// there are no more) and a description that fits or does not.</summary>
-    public static List<SceneRow> Of(Scene scene, SceneRandom random)
+    /// <param name="scene">The scene.</param>
+    /// <param name="random">What chooses among the questions.</param>
+    /// <param name="withList">Whether to add a row that lists every object with its box.</param>
+    public static List<SceneRow> Of(Scene scene, SceneRandom random, bool withList = false)
     {
         var rows = new SceneRows(scene, random);
         List<SceneRow> all = [];
@@ -33,10 +36,24 @@ internal sealed class SceneRows
         all.Add(rows.Choice());
         all.AddRange(rows.Phrases());
         all.Add(rows.Match());
+        if (withList) all.Add(rows.List());
         return all;
     }
 
     private static string Name(Layout layout) => layout.ToString().ToLowerInvariant();
+
+    // ---- The list
+
+    /// <summary>Every object with its box, from left to right. No other row says so much about a picture: a model that starts from
+    /// random weights learns from these what things look like and where they are.</summary>
+    private SceneRow List()
+    {
+        var said = _scene.Objects.OrderBy(o => o.Box.CentreX).ThenBy(o => o.Box.CentreY)
+            .Select(o => $"{o.Kind.Name} {new BoundingBox(Share(o.Box.X0), Share(o.Box.Y0), Share(o.Box.X1), Share(o.Box.Y1)).ToText(fullStop: false)}");
+        return new(VisionTask.Captioning, "list", "List every object with its box.", string.Join(", ", said));
+
+        double Share(int pixels) => (double)pixels / _scene.Size;
+    }
 
     // ---- Questions
 

@@ -17,7 +17,7 @@ internal static class SceneTokenizer
 
     private static Conversation Of(Row row) => Enum.Parse<VisionTask>(row.Task) switch
     {
-        VisionTask.Captioning => Conversation.Caption(row.Target),
+        VisionTask.Captioning => Conversation.Caption(row.Target, row.Question.Length > 0 ? row.Question : null),
         VisionTask.QuestionAnswering => Conversation.Ask(row.Question, row.Target),
         VisionTask.MultipleChoice => Conversation.Choose(row.Question, row.Choices, Array.IndexOf(row.Choices, row.Target)),
         VisionTask.Grounding => Conversation.Locate(row.Question, new BoundingBox(0, 0, 1, 1)), // of numbers nothing is learnt

@@ -1,6 +1,8 @@
 using System.Globalization;
 using MambaVL.Prompts;
+using MambaVL.Models;
 using MambaVL.Training;
+using MambaVL.Transforms;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 using TorchSharp;
@@ -31,6 +33,9 @@ internal sealed record SceneTrainingOptions
     /// <summary>The pictures that the loss is validated on.</summary>
     public int ValidationScenes { get; init; } = 250;
 
+    /// <summary>Steps on scenes of one kind, before all others; none where the data set has no such split.</summary>
+    public int FirstSteps { get; init; } = 1500;
+
     public int Epochs { get; init; } = 20;
 
     public int? Steps { get; init; }
@@ -44,11 +49,11 @@ internal sealed record SceneTrainingOptions
 
     public double WeightDecay { get; init; } = 0.05;
 
-    public int Batch { get; init; } = 256;
+    public int Batch { get; init; } = 384;
 
     public int? MicroBatch { get; init; }
 
-    public int RowsPerImage { get; init; } = 8;
+    public int RowsPerImage { get; init; } = 4;
 
     public TrainingPrecision Precision { get; init; } = TrainingPrecision.Auto;
 
@@ -75,12 +80,35 @@ internal static class SceneTraining
 
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
         if (options.Minutes is { } minutes) limit.CancelAfter(TimeSpan.FromMinutes(minutes));
-        var trainer = ml.VisionLanguage().Trainers.InstructionTune(new()
+
+        // What things look like is learnt from pictures of one kind first: 800 steps there do more than 1,200 among all scenes,
+        // after which a model still named nothing.
+        var first = Path.Combine(options.Data, Splits.First + ".jsonl");
+        if (options.FirstSteps == 0 || !File.Exists(first))
         {
-            Model = start,
+            using var trained = Trainer(start, options.Steps, null, options.Checkpoints).Fit(train, validation);
+            Save(trained);
+            return;
+        }
+        using var beginner = Trainer(start, options.FirstSteps, 0.3, options.Checkpoints is { } folder ? Path.Combine(folder, Splits.First) : null)
+            .Fit(ml.Data.LoadFromVisionLanguageFile(first));
+        using var complete = Trainer(beginner.Model, options.Steps, null, options.Checkpoints is { } folder2 ? Path.Combine(folder2, Splits.Train) : null)
+            .Fit(train, validation);
+        Save(complete);
+
+        void Save(VisionLanguageTransformer trained)
+        {
+            trained.Model.Save(options.Output, torch.ScalarType.Float16);
+            log($"written to {options.Output}");
+        }
+
+        VisionLanguageTrainer Trainer(VisionLanguageModel model, int? steps, double? finalShare, string? checkpoints) => ml.VisionLanguage().Trainers.InstructionTune(new()
+        {
+            Model = model,
             TrainVisionEncoder = true,
             Epochs = options.Epochs,
-            MaxSteps = options.Steps,
+            MaxSteps = steps,
+            FinalShare = finalShare ?? 0,
             BatchSize = options.Batch,
             MicroBatchSize = options.MicroBatch,
             RowsPerImage = options.RowsPerImage,
@@ -91,14 +119,11 @@ internal static class SceneTraining
             Seed = options.Seed,
             Precision = options.Precision,
             PixelMemory = 16L << 30,
-            OutputDirectory = options.Checkpoints,
+            OutputDirectory = checkpoints,
             ReportSteps = 50,
             OnProgress = p => log(Line(p)),
             Cancellation = limit.Token,
         });
-        using var trained = trainer.Fit(train, validation);
-        trained.Model.Save(options.Output, torch.ScalarType.Float16);
-        log($"written to {options.Output}");
     }
 
     // First values are made on the CPU; the folder between brings them to the device.

@@ -16,6 +16,7 @@ internal static class TrainCommand
         var device = new Option<string>("--device") { Description = "cpu, cuda or cuda:N.", DefaultValueFactory = _ => training.Device };
         var seed = Number<long>("--seed", "Of the first weights and of the order of the rows.", training.Seed);
         var scenes = new Option<int?>("--scenes") { Description = "Pictures to learn from. Default: all." };
+        var firstSteps = Number("--first-steps", "Steps on scenes of one kind (the split first) before all others.", training.FirstSteps);
         var epochs = Number("--epochs", "Passes over the data.", training.Epochs);
         var steps = new Option<int?>("--steps") { Description = "Steps in all, whatever --epochs says." };
         var minutes = new Option<double?>("--minutes") { Description = "Ends training after so many minutes, wherever its schedule is." };
@@ -39,7 +40,7 @@ internal static class TrainCommand
 
         var command = new Command("train", "Trains a small model from random weights, and writes it in float16.")
         {
-            data, output, backbone, device, seed, scenes, epochs, steps, minutes, rate, warmup, decay, batch, microBatch, rowsPerImage, precision,
+            data, output, backbone, device, seed, scenes, firstSteps, epochs, steps, minutes, rate, warmup, decay, batch, microBatch, rowsPerImage, precision,
             checkpoints, imageSize, patch, width, depth, heads, mlp, hidden, layers, vocabulary,
         };
         command.SetAction((arguments, cancellation) => Task.FromResult(Errors.Report(() => SceneTraining.Run(new()
@@ -50,6 +51,7 @@ internal static class TrainCommand
             Device = arguments.GetValue(device)!,
             Seed = arguments.GetValue(seed),
             Scenes = arguments.GetValue(scenes),
+            FirstSteps = arguments.GetValue(firstSteps),
             Epochs = arguments.GetValue(epochs),
             Steps = arguments.GetValue(steps),
             Minutes = arguments.GetValue(minutes),

@@ -41,6 +41,8 @@ internal sealed class DecodingRow
 internal sealed class DecodingSession(LanguageModel model, Device device, GenerationOptions options, int endToken) : IDisposable
 {
     private readonly List<DecodingRow> _rows = [];
+    private DeviceSteps? _device; // null until the first step, and where steps are not chosen on a GPU
+    private bool _stepped;
 
     public IReadOnlyList<DecodingRow> Rows => _rows;
 
@@ -64,6 +66,18 @@ internal sealed class DecodingSession(LanguageModel model, Device device, Genera
         if (active.Count == 0) return false;
 
         using var inference = inference_mode();
+        if (!_stepped) _device = DeviceSteps.TryCreate(model, options);
+        _stepped = true;
+        if (_device is not null)
+        {
+            foreach (var (row, id) in _device.Next(active))
+            {
+                row.State.Length++;
+                row.Sampler.Accept(id);
+                Append(row, id);
+            }
+            return true;
+        }
         using var ids = tensor(active.Select(r => (long)r.Last).ToArray(), device: device);
         using var logits = model.Decode(ids, active.ConvertAll(r => r.State));
         Choose(active, logits);
@@ -101,6 +115,7 @@ internal sealed class DecodingSession(LanguageModel model, Device device, Genera
 
     public void Dispose()
     {
+        _device?.Dispose();
         foreach (var row in _rows) row.State.Dispose();
     }
 }

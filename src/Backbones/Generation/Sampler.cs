@@ -16,10 +16,25 @@ internal sealed class Sampler
     public Sampler(GenerationOptions options, long rowSeed, IEnumerable<long> prompt)
     {
         _options = options;
-        _random = Mix(unchecked((ulong)options.Seed * 0x9E3779B97F4A7C15 + (ulong)rowSeed));
+        _random = Mix(unchecked((ulong)options.Seed * Step + (ulong)rowSeed));
         if (options.RepetitionPenalty != 1)
             foreach (var id in prompt)
                 if (id >= 0) _seen.Add((int)id);
+    }
+
+    /// <summary>The state of the row's generator.</summary>
+    public ulong Random => _random;
+
+    /// <summary>The tokens that the repetition penalty is for; none where there is no penalty.</summary>
+    public IReadOnlyCollection<int> Seen => _seen;
+
+    /// <summary>Moves on over a token that was chosen elsewhere, from the same state in the same way.</summary>
+    /// <exception cref="InvalidOperationException">It is -1, for logits that are not finite.</exception>
+    public void Accept(int id)
+    {
+        if (id < 0) throw NotFinite();
+        if (_options.Temperature != 0) _random += Step;
+        if (_options.RepetitionPenalty != 1) _seen.Add(id);
     }
 
     /// <summary>The next token. <paramref name="logits"/> [vocabulary] is used as scratch space.</summary>
@@ -43,12 +58,12 @@ internal sealed class Sampler
             nan |= float.IsNaN(logits[i]);
             if (logits[i] > logits[best]) best = i;
         }
-        if (nan || float.IsInfinity(logits[best]))
-            throw new InvalidOperationException(
-                "The model's logits are not finite. Its weights or its input are broken: check the checkpoint, and whether " +
-                "the model was trained in this precision.");
-        return best;
+        return nan || float.IsInfinity(logits[best]) ? throw NotFinite() : best;
     }
+
+    private static InvalidOperationException NotFinite() => new(
+        "The model's logits are not finite. Its weights or its input are broken: check the checkpoint, and whether " +
+        "the model was trained in this precision.");
 
     private void Penalise(Span<float> logits)
     {
@@ -122,7 +137,9 @@ internal sealed class Sampler
     }
 
     // SplitMix64 (Steele, Lea and Flood 2014): small, and the same on every platform and runtime version.
-    private double NextDouble() => (Mix(_random += 0x9E3779B97F4A7C15) >> 11) * (1.0 / (1UL << 53));
+    private const ulong Step = 0x9E3779B97F4A7C15;
+
+    private double NextDouble() => (Mix(_random += Step) >> 11) * (1.0 / (1UL << 53));
 
     private static ulong Mix(ulong z)
     {

@@ -1,4 +1,5 @@
 using MambaVL.Checkpoints;
+using MambaVL.Cuda;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -40,7 +41,7 @@ public sealed class Eva02 : VisionEncoder
         var grid = config.ImageSize / config.PatchSize;
         patch_embed = new(p[nameof(patch_embed)], config);
         cls_token = p.Take(nameof(cls_token), [1, 1, config.Width], Initial.Normal(0.02));
-        pos_embed = p.Take(nameof(pos_embed), [1, 1 + (long)grid * grid, config.Width], Initial.Normal(0.02));
+        pos_embed = p.Take(nameof(pos_embed), [1, 1 + (long)grid * grid, config.Width], Eva02Initial.Positions(grid));
         blocks = new([.. Enumerable.Range(0, config.Depth).Select(i => new Eva02Block(p[nameof(blocks)][i], config))]);
         if (config.FinalNorm) norm = new(p[nameof(norm)], config.Width, Eva02Config.NormEps, NormKind.LayerNorm);
         else fc_norm = new(p[nameof(fc_norm)], config.Width, Eva02Config.NormEps, NormKind.LayerNorm);
@@ -97,13 +98,27 @@ public sealed class Eva02 : VisionEncoder
         var rotary = _rotaryTables.Get(rows, cols, images.device);                            // (l, 1, k / 2)
         var x = patch_embed.forward(images);                                                  // (b, n, d)
         x = cat([cls_token.expand(x.shape[0], -1, -1), x], 1) + PositionEmbedding(rows, cols); // (b, l, d)
+        var gpu = FusedChoice.For(x);
+        if (gpu is not null && RowSpread.Takes(Width) && !is_grad_enabled()) return Infer(gpu, x, rotary).MoveToOuterDisposeScope();
         foreach (var block in blocks)
         {
             using var before = x;
-            x = block.forward(before, rotary);
+            x = gpu is null ? block.forward(before, rotary) : block.Fused(gpu, before, rotary);
         }
         if (norm is not null) x = norm.forward(x);
         return x.MoveToOuterDisposeScope();
+    }
+
+    // The blocks without gradients: each addition is one with the norm that comes next.
+    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary)
+    {
+        var normed = blocks[0].norm1.forward(x);
+        for (var i = 0; i < blocks.Count; i++)
+        {
+            using Tensor before = x, normedBefore = normed;
+            (x, normed) = blocks[i].Infer(gpu, before, normedBefore, rotary, i + 1 < blocks.Count ? blocks[i + 1].norm1 : norm);
+        }
+        return norm is null ? x : normed;
     }
 
     /// <inheritdoc/>
@@ -131,7 +146,8 @@ internal sealed class Eva02PatchEmbedding : nn.Module<Tensor, Tensor>
 /// <summary>Attention and a gated MLP, each on a normalised copy of the stream that it adds to.</summary>
 internal sealed class Eva02Block : nn.Module<Tensor, Tensor, Tensor>
 {
-    private readonly Norm norm1, norm2;
+    public readonly Norm norm1;
+    private readonly Norm norm2;
     private readonly Eva02Attention attn;
     private readonly Eva02Mlp mlp;
 
@@ -150,12 +166,36 @@ internal sealed class Eva02Block : nn.Module<Tensor, Tensor, Tensor>
         x = x + attn.forward(norm1.forward(x), rotary);
         return (x + mlp.forward(norm2.forward(x))).MoveToOuterDisposeScope(); // (b, l, d)
     }
+
+    /// <summary>The same without gradients, in fewer still: from the stream and its first norm to the stream and the norm that
+    /// comes after the block (without one, the stream in its place).</summary>
+    public (Tensor X, Tensor Normed) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor rotary, Norm? next)
+    {
+        using var scope = NewDisposeScope();
+        (x, normed, _) = AddNormsKernel.Run(gpu, x, attn.Fused(gpu, normed, rotary), null, norm2);
+        var y = mlp.Fused(gpu, normed);
+        if (next is not null) (x, normed, _) = AddNormsKernel.Run(gpu, x, y, null, next);
+        else x = normed = x + y;
+        x.MoveToOuterDisposeScope();
+        normed.MoveToOuterDisposeScope();
+        return (x, normed); // (b, l, d) both
+    }
+
+    /// <summary>The same in few launches.</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary)
+    {
+        using var scope = NewDisposeScope();
+        x = x + attn.Fused(gpu, norm1.forward(x), rotary);
+        return (x + mlp.Fused(gpu, norm2.forward(x))).MoveToOuterDisposeScope(); // (b, l, d)
+    }
 }
 
 /// <summary>Multi-head attention of every token to every token; queries and keys are turned by their positions.</summary>
 internal sealed class Eva02Attention : nn.Module<Tensor, Tensor, Tensor>
 {
     private readonly long _heads;
+    private readonly RotaryShape _shape;
+    private readonly PackedMatrix _weights, _biases, _zeros;
     private readonly Linear? q_proj, k_proj, v_proj;
     private readonly Linear? qkv;               // the small sizes keep the three in one matrix, their biases beside it
     private readonly Parameter? q_bias, v_bias; // (d)
@@ -166,6 +206,9 @@ internal sealed class Eva02Attention : nn.Module<Tensor, Tensor, Tensor>
     {
         _heads = config.Heads;
         var d = config.Width;
+        var k = d / config.Heads;
+        _shape = new(config.Heads, k, Turned: k, Halves: false, ByHead: false);
+        (_weights, _biases, _zeros) = (new(3 * d, d), new(3 * d, 0), new(d, 0));
         if (config.FusedQkv)
         {
             qkv = new(p[nameof(qkv)], d, 3 * d, hasBias: false);
@@ -197,6 +240,40 @@ internal sealed class Eva02Attention : nn.Module<Tensor, Tensor, Tensor>
         return proj.forward(y).MoveToOuterDisposeScope();
     }
 
+    /// <summary>The same in few launches.</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary)
+    {
+        using var scope = NewDisposeScope();
+        var packed = F.linear(x, Weights(), Biases());                      // (b, l, 3 d)
+        var (q, k, v) = RotaryKernel.Split(gpu, _shape, packed, rotary);    // (b, heads, l, k) each
+        var y = F.scaled_dot_product_attention(q, k, v);                    // (b, heads, l, k)
+        y = y.transpose(1, 2).reshape(x.shape);                             // (b, l, d)
+        if (norm is not null) y = norm.forward(y);
+        return proj.forward(y).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The matrices of queries, keys and values one below the other, (3 d, d). Where they are frozen, the matrix that
+    /// they lie in; else a copy that gradients go through, the caller's scope's.</summary>
+    internal Tensor Weights()
+    {
+        if (qkv is not null) return qkv.weight;
+        Tensor q = q_proj!.weight, k = k_proj!.weight, v = v_proj!.weight;
+        var d = q.shape[0];
+        if (!q.requires_grad && !k.requires_grad && !v.requires_grad) return _weights.Get(q, (q, 0), (k, d), (v, 2 * d));
+        _weights.Unpack((q, 0), (k, d), (v, 2 * d));
+        return cat([q, k, v]);
+    }
+
+    /// <summary>Their biases, (3 d); the keys have none.</summary>
+    internal Tensor Biases()
+    {
+        Tensor q = (q_bias ?? q_proj!.bias)!, v = (v_bias ?? v_proj!.bias)!;
+        var d = q.shape[0];
+        if (!q.requires_grad && !v.requires_grad) return _biases.Get(q, (q, 0), (v, 2 * d));
+        _biases.Unpack((q, 0), (v, 2 * d));
+        return cat([q, _zeros.Get(q), v]);
+    }
+
     private (Tensor Q, Tensor K, Tensor V) Project(Tensor x)
     {
         if (qkv is null) return (q_proj!.forward(x), k_proj!.forward(x), v_proj!.forward(x));
@@ -212,11 +289,19 @@ internal sealed class Eva02Attention : nn.Module<Tensor, Tensor, Tensor>
         var turned = (pairs * rotary).view_as_real();                                                         // (b, l, heads, k / 2, 2)
         return turned.flatten(-2).to(x.dtype).MoveToOuterDisposeScope();                                      // (b, l, heads, k)
     }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) foreach (var matrix in (PackedMatrix[])[_weights, _biases, _zeros]) matrix.Dispose();
+        base.Dispose(disposing);
+    }
 }
 
 /// <summary>SwiGLU: one projection, gated by the SiLU of another, and projected back.</summary>
 internal sealed class Eva02Mlp : nn.Module<Tensor, Tensor>
 {
+    private readonly long _width, _padded; // m, and to how much it is padded for a GPU
+    private readonly PackedMatrix _fc1, _fc1Bias, _fc2, _normWeight, _normBias;
     private readonly Linear? fc1_g, fc1_x;
     private readonly Norm? norm;
     private readonly Linear? fc1; // the small sizes: gate and value in one matrix, and no norm
@@ -225,6 +310,10 @@ internal sealed class Eva02Mlp : nn.Module<Tensor, Tensor>
     public Eva02Mlp(ParameterScope p, Eva02Config config) : base(nameof(Eva02Mlp))
     {
         var (d, m) = (config.Width, config.MlpWidth);
+        // One matrix of gate and value has no place for zeros between them.
+        (_width, _padded) = (m, config.PackedMlp ? m : PackedMatrix.Padded(m));
+        (_fc1, _fc1Bias, _fc2) = (new(2 * _padded, d), new(2 * _padded, 0), new(d, _padded));
+        (_normWeight, _normBias) = (new(_padded, 0), new(_padded, 0));
         if (config.PackedMlp) fc1 = new(p[nameof(fc1)], d, 2 * m);
         else
         {
@@ -246,6 +335,50 @@ internal sealed class Eva02Mlp : nn.Module<Tensor, Tensor>
         }
         var y = F.silu(fc1_g!.forward(x)) * fc1_x!.forward(x);         // (b, l, m)
         return fc2.forward(norm!.forward(y)).MoveToOuterDisposeScope(); // (b, l, d)
+    }
+
+    /// <summary>The same in three launches, where nothing is to be learned.</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x)
+    {
+        var frozen = IsFrozen();
+        if (is_grad_enabled() && (!frozen || x.requires_grad)) return forward(x);
+        if ((!frozen && fc1 is null) || !RowSpread.Takes(_padded)) return forward(x); // not to be packed
+        using var scope = NewDisposeScope();
+        var (first, firstBias, second, weight, bias) = Padded();
+        var y = F.linear(x, first, firstBias);                                      // (b, l, 2 m), both halves padded
+        y = SwiGluKernel.Run(gpu, y, _width, weight, bias, Eva02Config.NormEps);    // (b, l, m), padded
+        return F.linear(y, second, fc2.bias).MoveToOuterDisposeScope();             // (b, l, d)
+    }
+
+    /// <summary>The weights as matrices of padded width, in which the parameters lie.</summary>
+    internal (Tensor First, Tensor FirstBias, Tensor Second, Tensor? Weight, Tensor? Bias) Padded()
+    {
+        var second = _padded == _width ? fc2.weight : _fc2.Get(fc2.weight, (fc2.weight, 0));
+        if (fc1 is not null) return (fc1.weight, fc1.bias!, second, null, null);
+        Linear gate = fc1_g!, value = fc1_x!;
+        return (_fc1.Get(gate.weight, (gate.weight, 0), (value.weight, _padded)), _fc1Bias.Get(gate.bias!, (gate.bias!, 0), (value.bias!, _padded)), second,
+            _padded == _width ? norm!.weight : _normWeight.Get(norm!.weight, (norm.weight, 0)),
+            _padded == _width ? norm!.bias : _normBias.Get(norm!.bias!, (norm.bias!, 0)));
+    }
+
+    // Whether no parameter is to be learned. What is gets memory of its own again.
+    private bool IsFrozen()
+    {
+        Tensor?[] all = [fc1?.weight, fc1?.bias, fc1_g?.weight, fc1_g?.bias, fc1_x?.weight, fc1_x?.bias, norm?.weight, norm?.bias, fc2.weight, fc2.bias];
+        if (!all.Any(p => p is { requires_grad: true })) return true;
+        _fc2.Unpack((fc2.weight, 0));
+        if (fc1 is not null) return false;
+        _fc1.Unpack((fc1_g!.weight, 0), (fc1_x!.weight, _padded));
+        _fc1Bias.Unpack((fc1_g.bias!, 0), (fc1_x.bias!, _padded));
+        _normWeight.Unpack((norm!.weight, 0));
+        _normBias.Unpack((norm.bias!, 0));
+        return false;
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) foreach (var matrix in (PackedMatrix[])[_fc1, _fc1Bias, _fc2, _normWeight, _normBias]) matrix.Dispose();
+        base.Dispose(disposing);
     }
 }
 
@@ -347,4 +480,30 @@ internal static class AntialiasedBicubic
             : x < 2 ? (((x - 5) * x + 8) * x - 4) * a
             : 0;
     }
+}
+
+/// <summary>What training starts from, where timm's values are not it.</summary>
+internal static class Eva02Initial
+{
+    // Wavelengths from 2 pi patches up to this many times as long: beyond that a wave is flat over any grid of use here.
+    private const double LongestOverShortest = 100;
+
+    /// <summary>Waves along the rows in one half of the channels, along the columns in the other, for a grid of patches; zeros for
+    /// the class token.</summary>
+    /// <remarks>timm starts from noise of 0.02, which a pre-training on billions of pictures turns into positions. A model that
+    /// starts from random weights on a small data set learns to tell where things are only once positions stand out beside
+    /// the patches' content; with waves of the size of the content they do from the first step. They are learnt on from there.</remarks>
+    public static ParameterInitializer Positions(int grid) => (t, _) =>
+    {
+        using var scope = NewDisposeScope();
+        var quarter = t.shape[2] / 4;
+        t.fill_(0);
+        if (quarter == 0) return;
+        var frequencies = (arange(quarter, dtype: ScalarType.Float32) * (-Math.Log(LongestOverShortest) / quarter)).exp(); // (d/4)
+        var waves = arange(grid, dtype: ScalarType.Float32).unsqueeze(1) * frequencies;                                    // (grid, d/4)
+        waves = cat([waves.sin(), waves.cos()], 1);                                                                       // (grid, d/2)
+        var rows = waves.unsqueeze(1).expand(grid, grid, 2 * quarter);
+        var columns = waves.unsqueeze(0).expand(grid, grid, 2 * quarter);
+        t[0, 1.., ..(int)(4 * quarter)].copy_(cat([rows, columns], 2).flatten(0, 1));                                     // (n, d)
+    };
 }

@@ -1,5 +1,6 @@
 using System.Text.Json.Nodes;
 using MambaVL.Checkpoints;
+using MambaVL.Cuda;
 using MambaVL.Kernels;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -117,6 +118,7 @@ public sealed class GptNeoX : LanguageModel
     internal readonly GptNeoXBody gpt_neox;
     internal readonly Linear? embed_out; // absent where the head is the embedding table
     private readonly GptNeoXDecoder _decoder;
+    private readonly GptNeoXCudaDecoder _cudaDecoder;
 
     /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">The sizes contradict each other.</exception>
@@ -128,7 +130,7 @@ public sealed class GptNeoX : LanguageModel
         gpt_neox = new(p[nameof(gpt_neox)], config);
         if (!config.TieEmbeddings)
             embed_out = new(p[nameof(embed_out)], config.HiddenSize, config.VocabularySize, false, Initial.Normal(config.InitializerRange));
-        _decoder = new(this);
+        (_decoder, _cudaDecoder) = (new(this), new(this));
         RegisterComponents();
     }
 
@@ -194,6 +196,7 @@ public sealed class GptNeoX : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<GptNeoXState>(ids, states);
+        if (CudaDecoder?.Decode(ids, states) is { } near) return near;
         if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
@@ -203,6 +206,8 @@ public sealed class GptNeoX : LanguageModel
             rows[i] = Prefill(gpt_neox.embed_in.forward(ids.narrow(0, i, 1).unsqueeze(0)), states[i]); // (1, v)
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
+
+    private protected override CudaDecoder OwnCudaDecoder => _cudaDecoder;
 
     private Tensor LastLogits(Tensor x)
     {
@@ -269,10 +274,12 @@ internal sealed class GptNeoXBody : nn.Module
     public readonly ModuleList<GptNeoXLayer> layers = new();
     public readonly Norm final_layer_norm;
     private readonly GptNeoXConfig _config;
+    private readonly GptNeoXRotaryTables _tables;
 
     public GptNeoXBody(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXBody))
     {
         _config = config;
+        _tables = new(config);
         embed_in = new(p[nameof(embed_in)], config.VocabularySize, config.HiddenSize, config.InitializerRange);
         for (var i = 0; i < config.LayerCount; i++) layers.Add(new(p[nameof(layers)][i], config));
         final_layer_norm = new(p[nameof(final_layer_norm)], config.HiddenSize, config.NormEpsilon, NormKind.LayerNorm);
@@ -286,13 +293,34 @@ internal sealed class GptNeoXBody : nn.Module
     /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
     public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
     {
-        var (cos, sin) = RotaryTables(state?.Length ?? 0, embeddings.shape[1]);
+        var (first, l) = (state?.Length ?? 0, embeddings.shape[1]);
         var x = embeddings.to(embed_in.weight.dtype);
+        var gpu = FusedChoice.For(x);
+        var (cos, sin) = gpu is null ? RotaryTables(first, l) : default;
+        var table = gpu is null ? null : _tables.Get(x.device, first + l);
+        if (gpu is not null && RowSpread.Takes(_config.HiddenSize) && !is_grad_enabled()) return Infer(gpu, x.contiguous(), table!, pattern, state, hiddenStates);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
             using var input = x;
-            x = layers[i].Run(input, cos, sin, pattern, state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
+            GptNeoXCache? cache = state is null ? null : new(state.Keys[i], state.Values[i], first);
+            x = gpu is null ? layers[i].Run(input, cos, sin, pattern, cache) : layers[i].Fused(gpu, input, table!, pattern, cache);
+        }
+        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        return x;
+    }
+
+    // The layers without gradients: each addition is one with the norms that come next.
+    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
+    {
+        var (normed, other) = (layers[0].input_layernorm.forward(x), _config.ParallelResidual ? layers[0].post_attention_layernorm.forward(x) : null);
+        for (var i = 0; i < layers.Count; i++)
+        {
+            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            using Tensor input = x, normedInput = normed;
+            using var otherInput = other;
+            (x, normed, other) = layers[i].Infer(gpu, input, normedInput, otherInput, i + 1 < layers.Count ? layers[i + 1] : null, rotary, pattern,
+                state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
         }
         hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
@@ -301,13 +329,63 @@ internal sealed class GptNeoXBody : nn.Module
     // Position p turns the pair (i, i + r/2) of a head by the angle p / base^(2i/r). Positions and angles are float32 in
     // every precision, for bfloat16 does not tell position 257 from 258; only the tables are rounded to the model's.
     // Padding on the left takes part in the count, as in transformers: only differences of positions matter.
-    private (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
+    internal (Tensor Cos, Tensor Sin) RotaryTables(long first, long l)
     {
         var (r, device, dtype) = (_config.RotarySize, embed_in.weight.device, embed_in.weight.dtype);
         var frequencies = _config.RotaryFrequencies(device);                                 // (r/2)
         var positions = arange(first, first + l, dtype: ScalarType.Float32, device: device); // (l)
         var angles = outer(positions, frequencies).view(l, 1, 1, r / 2);                     // (l, 1, 1, r/2)
         return (angles.cos().to(dtype), angles.sin().to(dtype));
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) _tables.Dispose();
+        base.Dispose(disposing);
+    }
+}
+
+/// <summary>The rotary tables that kernels read, one for each device; owned by the model.</summary>
+internal sealed class GptNeoXRotaryTables(GptNeoXConfig config) : IDisposable
+{
+    private const long LeastLength = 2048; // as long as Pythia was trained
+
+    private readonly Dictionary<(DeviceType, int), Tensor> _tables = [];
+    private bool _disposed;
+
+    /// <summary>Cosine and sine of each pair at each position from 0 on: (at least <paramref name="length"/>, r / 2, 2), float32.
+    /// The caller owns it; a table that is dropped here for a longer one lives on in it.</summary>
+    public Tensor Get(Device device, long length)
+    {
+        lock (_tables)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, typeof(GptNeoX));
+            var key = (device.type, device.index);
+            if (_tables.TryGetValue(key, out var table) && table.shape[0] >= length) return table.alias();
+            table?.Dispose();
+            _tables[key] = table = Build(device, Math.Max(LeastLength, (long)System.Numerics.BitOperations.RoundUpToPowerOf2((ulong)length)));
+            return table.alias();
+        }
+    }
+
+    private Tensor Build(Device device, long length)
+    {
+        using var ordinary = inference_mode(false); // a table made while inferring may be used again while training
+        using var noGrad = no_grad();
+        using var scope = NewDisposeScope();
+        var positions = arange(0, length, dtype: ScalarType.Float32, device: device);   // (n)
+        var angles = outer(positions, config.RotaryFrequencies(device));                // (n, r/2)
+        return stack([angles.cos(), angles.sin()], -1).DetachFromDisposeScope();        // (n, r/2, 2)
+    }
+
+    public void Dispose()
+    {
+        lock (_tables)
+        {
+            foreach (var table in _tables.Values) table.Dispose();
+            _tables.Clear();
+            _disposed = true;
+        }
     }
 }
 
@@ -338,6 +416,32 @@ internal sealed class GptNeoXLayer : nn.Module
         x = x + attended;
         return (mlp.forward(post_attention_layernorm.forward(x)) + x).MoveToOuterDisposeScope();
     }
+
+    /// <summary>The same without gradients, in fewer still: from the stream and its norms (the second where the MLP reads it
+    /// too) to the stream and the norms of the next layer (after the last one, none).</summary>
+    public (Tensor X, Tensor Normed, Tensor? Other) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor? other, GptNeoXLayer? next, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    {
+        using var scope = NewDisposeScope();
+        var attended = attention.Fused(gpu, normed, rotary, pattern, cache);
+        if (other is null) (x, other, _) = AddNormsKernel.Run(gpu, x, attended, null, post_attention_layernorm);
+        var y = mlp.forward(other);
+        var second = _parallel ? attended : null;
+        if (next is not null) (x, normed, other) = AddNormsKernel.Run(gpu, x, y, second, next.input_layernorm, _parallel ? next.post_attention_layernorm : null);
+        else (x, other) = (second is null ? y + x : y + second + x, null);
+        x.MoveToOuterDisposeScope();
+        if (next is not null) normed.MoveToOuterDisposeScope();
+        return (x, normed, other?.MoveToOuterDisposeScope()); // (b, l, d) each
+    }
+
+    /// <summary>The same in few launches.</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    {
+        using var scope = NewDisposeScope();
+        var attended = attention.Fused(gpu, input_layernorm.forward(x), rotary, pattern, cache);
+        if (_parallel) return (mlp.forward(post_attention_layernorm.forward(x)) + attended + x).MoveToOuterDisposeScope();
+        x = x + attended;
+        return (mlp.forward(post_attention_layernorm.forward(x)) + x).MoveToOuterDisposeScope();
+    }
 }
 
 /// <summary>One layer's share of a <see cref="GptNeoXState"/>.</summary>
@@ -348,10 +452,12 @@ internal sealed class GptNeoXAttention : nn.Module
     public readonly Linear query_key_value; // rows of each head: its query, its key, its value
     public readonly Linear dense;
     private readonly GptNeoXConfig _config;
+    private readonly RotaryShape _shape;
 
     public GptNeoXAttention(ParameterScope p, GptNeoXConfig config) : base(nameof(GptNeoXAttention))
     {
         _config = config;
+        _shape = new((int)config.HeadCount, (int)config.HeadSize, (int)config.RotarySize, Halves: true, ByHead: true);
         var (d, normal) = (config.HiddenSize, Initial.Normal(config.InitializerRange));
         query_key_value = new(p[nameof(query_key_value)], d, 3 * d, config.AttentionBias, normal);
         dense = new(p[nameof(dense)], d, d, config.AttentionBias, normal);
@@ -377,6 +483,19 @@ internal sealed class GptNeoXAttention : nn.Module
         var causal = pattern is null && l > 1;
         var y = F.scaled_dot_product_attention(query, key, value, pattern, is_casual: causal); // (b, h, l, k)
         return dense.forward(y.transpose(1, 2).reshape(b, l, -1)).MoveToOuterDisposeScope();    // (b, l, d)
+    }
+
+    /// <summary>The same in few launches.</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    {
+        using var scope = NewDisposeScope();
+        var packed = query_key_value.forward(x);                                                // (b, l, 3 d)
+        var (query, key, value) = cache is { } c                                                // (b, h, l, k), (b, h, t, k) twice
+            ? RotaryKernel.SplitToCache(gpu, _shape, packed, rotary, c.Keys, c.Values, c.Length)
+            : RotaryKernel.Split(gpu, _shape, packed, rotary);
+        var causal = pattern is null && x.shape[1] > 1;
+        var y = F.scaled_dot_product_attention(query, key, value, pattern, is_casual: causal);  // (b, h, l, k)
+        return dense.forward(y.transpose(1, 2).reshape(x.shape)).MoveToOuterDisposeScope();     // (b, l, d)
     }
 
     private static Tensor Turn(Tensor x, Tensor cos, Tensor sin)

@@ -1,3 +1,4 @@
+using MambaVL.Cuda;
 using MambaVL.Kernels;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -81,6 +82,18 @@ public abstract class LanguageModel : nn.Module
 
     // The kernels read the weights alone; adapters are beside them.
     private protected bool UseKernels => Adapters is null && DecoderChoice.UseKernels;
+
+    /// <summary>Decodes on the GPU; null in a model that is not this library's, and while adapters are attached.</summary>
+    internal CudaDecoder? CudaDecoder => Adapters is null ? OwnCudaDecoder : null;
+
+    private protected virtual CudaDecoder? OwnCudaDecoder => null;
+
+    /// <inheritdoc/>
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) OwnCudaDecoder?.Dispose();
+        base.Dispose(disposing);
+    }
 
     private protected void CheckIds(Tensor ids, int rank)
     {

@@ -1,5 +1,6 @@
 using System.Text.Json.Nodes;
 using MambaVL.Checkpoints;
+using MambaVL.Cuda;
 using MambaVL.Kernels;
 using MambaVL.Scan;
 using TorchSharp;
@@ -113,6 +114,7 @@ public sealed class Mamba : LanguageModel
     internal readonly MambaBackbone backbone;
     internal readonly Linear? lm_head; // absent where the head is the embedding table
     private readonly MambaDecoder _decoder;
+    private readonly MambaCudaDecoder _cudaDecoder;
 
     /// <summary>Builds the model over the parameters of <paramref name="p"/>: a checkpoint's, or first values.</summary>
     /// <exception cref="ArgumentException">A size is not positive.</exception>
@@ -124,7 +126,7 @@ public sealed class Mamba : LanguageModel
         backbone = new(p[nameof(backbone)], config);
         if (!config.TieEmbeddings)
             lm_head = new(p[nameof(lm_head)], config.HiddenSize, config.VocabularySize, hasBias: false);
-        _decoder = new(this);
+        (_decoder, _cudaDecoder) = (new(this), new(this));
         RegisterComponents();
     }
 
@@ -187,6 +189,7 @@ public sealed class Mamba : LanguageModel
     {
         CheckIds(ids, rank: 1);
         CheckStates<MambaState>(ids, states);
+        if (CudaDecoder?.Decode(ids, states) is { } near) return near;
         if (UseKernels && _decoder.Decode(ids, states) is { } logits) return logits;
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
@@ -196,6 +199,8 @@ public sealed class Mamba : LanguageModel
             rows[i] = Prefill(backbone.embedding.forward(ids.narrow(0, i, 1).unsqueeze(0)), states[i]); // (1, v)
         return cat(rows, 0).MoveToOuterDisposeScope(); // (b, v)
     }
+
+    private protected override CudaDecoder OwnCudaDecoder => _cudaDecoder;
 
     private Tensor Head(Tensor x) => F.linear(x, lm_head?.weight ?? backbone.embedding.weight);
 
@@ -225,7 +230,7 @@ internal sealed class MambaState : DecoderState
         var (config, device) = (model.Config, model.backbone.embedding.weight.device);
         Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
         Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.fill_(0);
+        foreach (var t in Convolution.Concat(Scan)) t.zero_();
     }
 
     public override DecoderState Clone()
@@ -249,6 +254,10 @@ internal sealed class MambaBackbone : nn.Module
     public readonly ModuleList<MambaLayer> layers = new();
     public readonly Norm norm_f;
     private readonly MambaConfig _config;
+    private FusedOn? _fused;
+
+    /// <summary>Kernels to use whatever the device; null: those of the device.</summary>
+    public IMambaKernels? ForcedKernels { get; set; }
 
     public MambaBackbone(ParameterScope p, MambaConfig config) : base(nameof(MambaBackbone))
     {
@@ -267,6 +276,15 @@ internal sealed class MambaBackbone : nn.Module
     {
         var dtype = embedding.weight.dtype;
         var x = embeddings.to(dtype).to(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
+        if (Fused(x, hiddenStates) is { } fused)
+        {
+            using var input = x;
+            var known = hiddenStates?.Count ?? 0;
+            x = fused.Run(input, state, hiddenStates);
+            for (var i = known; i < hiddenStates?.Count; i++) hiddenStates[i].MoveToOuterDisposeScope();
+            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            return x;
+        }
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
@@ -276,6 +294,22 @@ internal sealed class MambaBackbone : nn.Module
         hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
     }
+
+    // The kernels, where there are any for this device and these sizes. Hidden states with gradients are autograd's affair.
+    private FusedMamba? Fused(Tensor x, IList<Tensor>? hiddenStates)
+    {
+        // As one operation the projections are plain products, which adapters beside them are not part of.
+        if ((hiddenStates is not null && is_grad_enabled()) || layers.Any(l => l.mixer.HasAdapter)) return null;
+        if (ForcedKernels is { } forced) return new(this, _config, forced);
+        if (x.device_type != DeviceType.CUDA || ScanBackend.For(x.device_type, embedding.weight.dtype) == ScanBackend.Reference || !CudaMambaKernels.Take(_config)) return null;
+        if (_fused is { } known && known.Device == x.device_index && known.Type == embedding.weight.dtype) return known.Layers;
+        if (CudaGpu.TryGet(x.device_index, out _) is not { } gpu) return null;
+        var fused = new FusedMamba(this, _config, new CudaMambaKernels(gpu, embedding.weight.dtype, _config));
+        _fused = new(x.device_index, embedding.weight.dtype, fused);
+        return fused;
+    }
+
+    private sealed record FusedOn(int Device, ScalarType Type, FusedMamba Layers);
 }
 
 internal sealed class MambaLayer : nn.Module
@@ -307,6 +341,9 @@ internal sealed class MambaMixer : nn.Module
     public readonly Parameter D;         // (e)
     public readonly Linear out_proj;     // (d, e)
     private readonly MambaConfig _config;
+
+    /// <summary>Whether a projection has an adapter beside it (<see cref="LoraAdapters"/>).</summary>
+    public bool HasAdapter => (in_proj.Adapter ?? x_proj.Adapter ?? dt_proj.Adapter ?? out_proj.Adapter) is not null;
 
     // A_log, D and the bias of dt_proj stay float32 in every precision: they act through exponentials, at every step.
     public MambaMixer(ParameterScope p, MambaConfig config) : base(nameof(MambaMixer))

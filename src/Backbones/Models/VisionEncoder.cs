@@ -76,6 +76,8 @@ public abstract class VisionEncoder : nn.Module
 /// <summary>A convolution whose stride is its kernel: one product for each patch.</summary>
 internal sealed class PatchProjection : nn.Module<Tensor, Tensor>
 {
+    private readonly long _numbers, _padded; // of a patch, and to how much it is padded for a GPU
+    private readonly PackedMatrix _matrix;
     private readonly Parameter weight; // (d, 3, patch, patch)
     private readonly Parameter? bias;  // (d)
 
@@ -83,13 +85,39 @@ internal sealed class PatchProjection : nn.Module<Tensor, Tensor>
     {
         weight = p.Take(nameof(weight), [width, 3, patchSize, patchSize], Initial.FanIn(3L * patchSize * patchSize));
         if (hasBias) bias = p.Take(nameof(bias), [width], Initial.Zeros);
+        _numbers = 3L * patchSize * patchSize;
+        _padded = PackedMatrix.Padded(_numbers);
+        _matrix = new(width, _padded);
         RegisterComponents();
     }
 
     public override Tensor forward(Tensor images)
     {
         using var scope = NewDisposeScope();
+        if (images.device_type == DeviceType.CUDA) return AsProduct(images).MoveToOuterDisposeScope();
         var patches = F.conv2d(images, weight, bias, strides: [weight.shape[2], weight.shape[3]]); // (b, d, rows, cols)
         return patches.flatten(2).transpose(1, 2).MoveToOuterDisposeScope();                       // (b, n, d)
+    }
+
+    /// <summary>The same as a matrix product, which on a GPU is faster than a convolution of three channels, adds in the same
+    /// order each time, and is faster again when its length (588 for patches of 14) is padded.</summary>
+    internal Tensor AsProduct(Tensor images)
+    {
+        var (b, side) = (images.shape[0], weight.shape[2]);
+        var (rows, cols) = (images.shape[2] / side, images.shape[3] / side);
+        var patches = images.reshape(b, 3, rows, side, cols, side).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * cols, _numbers); // (b, n, 3 side side)
+        if (weight.requires_grad || _padded == _numbers)
+        {
+            _matrix.Unpack((weight, 0));
+            return F.linear(patches, weight.reshape(weight.shape[0], _numbers), bias);             // (b, n, d)
+        }
+        patches = F.pad(patches, [0, _padded - _numbers]);
+        return F.linear(patches, _matrix.Get(weight, (weight, 0)), bias);                          // (b, n, d)
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (disposing) _matrix.Dispose();
+        base.Dispose(disposing);
     }
 }

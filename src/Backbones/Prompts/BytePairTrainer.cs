@@ -108,7 +108,6 @@ public static class BytePairTrainer
         private readonly Dictionary<string, int> _ids = [];
         private readonly List<(int[] Ids, long Count)> _words = [];
         private readonly Dictionary<(int, int), long> _counts = [];
-        private readonly HashSet<(int, int)> _merged = [];
         private readonly Dictionary<(int, int), HashSet<int>> _places = []; // the words that have the pair, or had it
 
         // An entry may be out of date; it is put right when it comes to the top. Counts are negative: the least is first.
@@ -149,8 +148,7 @@ public static class BytePairTrainer
         /// <summary>Makes a token of a pair, wherever it stands.</summary>
         public void Merge(int left, int right)
         {
-            // A token that was reached in a second way may make a pair anew; the encoder joins it by its first rank.
-            if (_merged.Add((left, right))) Merges.Add((left, right));
+            Merges.Add((left, right));
             var merged = Add(Tokens[left] + Tokens[right]);
             if (!_places.Remove((left, right), out var places)) return;
             var changes = new Dictionary<(int, int), long>();
@@ -165,11 +163,13 @@ public static class BytePairTrainer
             Apply(changes);
         }
 
-        // Two ways may lead to the same token ("ab" + "c", "a" + "bc"): it is there once.
+        // No token is made twice: the merges within a stretch of text depend on that stretch alone, so two that are alike were
+        // merged in the same way, and "ab" + "c" does not meet "a" + "bc".
         private int Add(string token)
         {
-            if (_ids.TryAdd(token, Tokens.Count)) Tokens.Add(token);
-            return _ids[token];
+            _ids.Add(token, Tokens.Count);
+            Tokens.Add(token);
+            return Tokens.Count - 1;
         }
 
         private void Count(int[] ids, long count, int place, Dictionary<(int, int), long> changes)

@@ -143,7 +143,7 @@ internal sealed class NativeBootstrap
         IReadOnlyList<string> search = libtorch.Source == LibtorchInstall.Variable ? libtorch.SearchFolders : [.. libtorch.SearchFolders, .. folders];
         var names = ((string[])["libc10.so", "libtorch_cpu.so", "libc10_cuda.so", "libtorch_cuda.so", "libtorch.so"])
             .Where(n => File.Exists(Path.Combine(libtorch.Folder, n))).ToList();
-        foreach (var name in names) LoadWithNeeded(Path.Combine(libtorch.Folder, name), search);
+        foreach (var name in names) LoadWithNeeded(Path.Combine(libtorch.Folder, name), search, isNeeded: false);
 
         // TorchSharp asks for these by name, and .NET looks into its own folders first. Another copy there would be loaded
         // beside ours: two registries of operators in one process.
@@ -157,7 +157,12 @@ internal sealed class NativeBootstrap
     }
 
     /// <summary>Loads what a library needs, as far as it lies in the folders, then the library; the rest is the system's.</summary>
-    private void LoadWithNeeded(string path, IReadOnlyList<string> folders)
+    /// <param name="path">The library.</param>
+    /// <param name="folders">Where its needs may lie.</param>
+    /// <param name="isNeeded">Whether another library needs it. If the loader refuses such a one, it is left to the loading of
+    /// that other: PyTorch 2.11's libtorch_nvshmem.so takes symbols of libc10_cuda.so without naming it, and loads only
+    /// together with libtorch_cuda.so.</param>
+    private void LoadWithNeeded(string path, IReadOnlyList<string> folders, bool isNeeded)
     {
         var name = Path.GetFileName(path);
         if (_handles.ContainsKey(name)) return;
@@ -169,10 +174,11 @@ internal sealed class NativeBootstrap
                 if (needed.Contains('/')) continue;
                 if (name == "libtorch_cuda.so" && needed.StartsWith("libcudart.so.", StringComparison.Ordinal) && int.TryParse(needed["libcudart.so.".Length..].Split('.')[0], out var major))
                     _cudaMajor = major;
-                if (NativeFolders.Find(folders, needed) is { } file) LoadWithNeeded(file, folders);
+                if (NativeFolders.Find(folders, needed) is { } file) LoadWithNeeded(file, folders, isNeeded: true);
             }
         }
         var handle = Dl.Open(path, Dl.Lazy, out var error);
+        if (handle == 0 && isNeeded) return;
         if (handle == 0)
             throw new NativeRuntimeException($"The system's loader refused {name}: {error}", path, folders,
                 name.Contains("cuda", StringComparison.Ordinal) || error.Contains("cuda", StringComparison.Ordinal) || error.Contains("nvidia", StringComparison.Ordinal)

@@ -50,6 +50,9 @@ public static class Runtime
         CudaCheck.Ensure(Outcome.Value.State!, device);
     }
 
+    /// <summary>Where the libtorch in use and NVIDIA's libraries beside it lie; empty where that is not known.</summary>
+    internal static IReadOnlyList<string> LibtorchFolders => Outcome.Value.State?.Libtorch?.SearchFolders ?? [];
+
     /// <summary>What this process runs on: system, libraries and where each came from, patches, devices, settings. Never throws
     /// for a machine that lacks something: the report says so.</summary>
     public static RuntimeReport Describe() => RuntimeReport.Make(Outcome.Value.State, Outcome.Value.Error);

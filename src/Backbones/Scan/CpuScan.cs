@@ -28,9 +28,13 @@ internal static unsafe class CpuScan
     public static (Tensor output, Tensor lastState) Run(ScanArguments x, int bits)
     {
         using var scope = NewDisposeScope();
-        var (output, lastState) = x.NeedGradient ? CpuScanFunction.Record(x, bits) : Forward(x, bits);
+        var (output, lastState) = x.NeedGradient ? ScanFunction.Record(x, Kernel(bits)) : Forward(x, bits);
         return (output.MoveToOuterDisposeScope(), lastState.MoveToOuterDisposeScope());
     }
+
+    private static ScanKernel Kernel(int bits) => new("CPU",
+        x => Forward(x, bits, keepCheckpoints: true)!,
+        (x, checkpoints, gradOutput, gradLastState) => Backward(x, checkpoints, gradOutput, gradLastState, bits));
 
     private static (Tensor output, Tensor lastState) Forward(ScanArguments x, int bits)
     {

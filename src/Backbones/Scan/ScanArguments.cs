@@ -38,8 +38,8 @@ internal sealed record ScanArguments(
         if (states is < 1 or > MaxState)
             throw new ArgumentException($"A has shape {Show(A.shape)}, so d_state {states}; expected 1 to {MaxState}.", nameof(A));
 
-        if (u.dtype is not (ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float64))
-            throw new ArgumentException($"u is {u.dtype}; expected Float32, BFloat16 or Float64.", nameof(u));
+        if (!(u.dtype is ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float64 || (u.dtype == ScalarType.Float16 && OnGpu)))
+            throw new ArgumentException($"u is {u.dtype}; expected Float32, BFloat16 or Float64{(OnGpu ? ", or Float16" : " (Float16 on a GPU only)")}.", nameof(u));
 
         Fits(delta, nameof(delta), "(b, d, l)", [batch, channels, length], mayBeNarrow: true);
         Fits(A, nameof(A), "(d, n)", [channels, states], mayBeNarrow: false);
@@ -52,15 +52,18 @@ internal sealed record ScanArguments(
         return this;
     }
 
+    private bool OnGpu => u.device_type == DeviceType.CUDA;
+
     private void Fits(Tensor t, string name, string axes, long[] shape, bool mayBeNarrow)
     {
         Rank(t, name, axes, shape.Length);
         if (!t.shape.SequenceEqual(shape))
             throw new ArgumentException(
                 $"{name} has shape {Show(t.shape)}; expected {Show(shape)} {axes}, from u {Show(u.shape)} (b, d, l) and A {Show(A.shape)} (d, n).", name);
-        if (t.dtype != ComputeType && !(mayBeNarrow && ComputeType == ScalarType.Float32 && t.dtype == ScalarType.BFloat16))
+        mayBeNarrow &= ComputeType == ScalarType.Float32;
+        if (t.dtype != ComputeType && !(mayBeNarrow && (t.dtype == ScalarType.BFloat16 || (t.dtype == ScalarType.Float16 && OnGpu))))
             throw new ArgumentException(
-                $"{name} is {t.dtype}; expected {ComputeType}{(mayBeNarrow && ComputeType == ScalarType.Float32 ? " or BFloat16" : "")} where u is {u.dtype}.", name);
+                $"{name} is {t.dtype}; expected {ComputeType}{(!mayBeNarrow ? "" : OnGpu ? ", BFloat16 or Float16" : " or BFloat16")} where u is {u.dtype}{(t.dtype == ScalarType.Float16 && mayBeNarrow ? " (Float16 on a GPU only)" : "")}.", name);
         if (t.device_type != u.device_type || t.device_index != u.device_index)
             throw new ArgumentException($"{name} is on {t.device}; expected {u.device}, where u is.", name);
     }

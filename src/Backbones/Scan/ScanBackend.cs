@@ -1,3 +1,4 @@
+using MambaVL.Cuda;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using TorchSharp;
@@ -20,6 +21,9 @@ public sealed class ScanBackend
     /// <summary>Vectors over channels on all cores: float32 and bfloat16 tensors on the CPU.</summary>
     public static ScanBackend Cpu { get; } = new("cpu", CpuScan.Run);
 
+    /// <summary>Kernels compiled for the GPU at hand: float32, bfloat16 and float16 tensors on it.</summary>
+    public static ScanBackend Cuda { get; } = new("cuda", CudaScan.Run);
+
     private static readonly HashSet<(DeviceType, ScanBackend)> _logged = [];
 
     private ScanBackend(string name, Func<ScanArguments, (Tensor output, Tensor lastState)> run) => (Name, Run) = (name, run);
@@ -32,41 +36,58 @@ public sealed class ScanBackend
 
     internal Func<ScanArguments, (Tensor output, Tensor lastState)> Run { get; }
 
-    /// <summary>The backend for tensors of this device and type.</summary>
+    /// <summary>The backend for tensors of this device and type. On a GPU whose kernels cannot run (no driver, no NVRTC, an
+    /// old GPU) it is the reference, and the log says why.</summary>
     /// <param name="device">Where the tensors are.</param>
     /// <param name="type">The type of u.</param>
+    /// <param name="index">Which GPU.</param>
     /// <exception cref="InvalidOperationException"><c>MAMBAVL_SCAN</c> has an unknown value, or names a backend that
     /// does not run these tensors.</exception>
-    /// <exception cref="NotSupportedException"><c>MAMBAVL_SCAN</c> is <c>cuda</c>, which this build has not.</exception>
-    public static ScanBackend For(DeviceType device, ScalarType type)
+    public static ScanBackend For(DeviceType device, ScalarType type, int index = 0)
     {
         var forced = Environment.GetEnvironmentVariable(Variable);
-        var chosen = Choose(forced, device, type);
+        var (chosen, why) = Choose(forced, device, type, () => CudaGpu.TryGet(Math.Max(0, index), out var problem) is null ? problem : null);
         lock (_logged)
         {
             if (_logged.Add((device, chosen)))
-                Logger.LogInformation("Selective scan on {Device}: {Backend}{Why}.",
-                    device, chosen.Name, string.IsNullOrEmpty(forced) ? "" : $" ({Variable}={forced})");
+                Logger.Log(why is null ? LogLevel.Information : LogLevel.Warning, "Selective scan on {Device}: {Backend}{Forced}{Why}.", device, chosen.Name,
+                    string.IsNullOrEmpty(forced) ? "" : $" ({Variable}={forced})", why is null ? "" : $", as the CUDA kernel cannot run: {why}");
         }
         return chosen;
     }
 
-    // The CUDA kernel belongs here: one more property above, and its line in each of the two switches below.
-    internal static ScanBackend Choose(string? forced, DeviceType device, ScalarType type) => forced switch
+    /// <summary>The choice, and why it is not the CUDA kernel where it would have been.</summary>
+    /// <param name="forced">The variable's value.</param>
+    /// <param name="device">Where the tensors are.</param>
+    /// <param name="type">The type of u.</param>
+    /// <param name="cudaProblem">Why CUDA kernels cannot run; null where they can.</param>
+    internal static (ScanBackend Backend, string? Why) Choose(string? forced, DeviceType device, ScalarType type, Func<string?> cudaProblem)
     {
-        null or "" => device switch
+        switch (forced)
         {
-            DeviceType.CPU when type != ScalarType.Float64 => Cpu,
-            _ => Reference,
-        },
-        "reference" => Reference,
-        "cpu" when device == DeviceType.CPU && type != ScalarType.Float64 => Cpu,
-        "cpu" => throw new InvalidOperationException(
-            $"{Variable}=cpu takes Float32 and BFloat16 tensors on the CPU; these are {type} on {device}. Unset {Variable}, or set it to reference."),
-        "cuda" => throw new NotSupportedException(
-            $"{Variable}=cuda, but this build has no CUDA kernel of the selective scan. Unset {Variable}: tensors on a GPU then run through the reference."),
-        _ => throw new InvalidOperationException($"{Variable} is '{forced}'; expected reference, cpu or cuda, or not set."),
-    };
+            case null or "":
+                if (type == ScalarType.Float64) return (Reference, null);
+                return device switch
+                {
+                    DeviceType.CPU => (Cpu, null),
+                    DeviceType.CUDA => CudaOrReference(),
+                    _ => (Reference, null),
+                };
+            case "reference":
+                return (Reference, null);
+            case "cpu":
+                return device == DeviceType.CPU && type != ScalarType.Float64 ? (Cpu, null) : throw new InvalidOperationException(
+                    $"{Variable}=cpu takes Float32 and BFloat16 tensors on the CPU; these are {type} on {device}. Unset {Variable}, or set it to reference.");
+            case "cuda":
+                var choice = CudaOrReference();
+                return choice.Backend == Reference || (device == DeviceType.CUDA && type != ScalarType.Float64) ? choice : throw new InvalidOperationException(
+                    $"{Variable}=cuda takes Float32, BFloat16 and Float16 tensors on a GPU; these are {type} on {device}. Unset {Variable}, or set it to reference.");
+            default:
+                throw new InvalidOperationException($"{Variable} is '{forced}'; expected reference, cpu or cuda, or not set.");
+        }
+
+        (ScanBackend Backend, string? Why) CudaOrReference() => cudaProblem() is { } problem ? (Reference, problem) : (Cuda, null);
+    }
 
     /// <summary>The name.</summary>
     public override string ToString() => Name;

@@ -18,10 +18,10 @@ public static class SelectiveScan
     /// Walks the recurrence over the whole of l. Autograd sees one operation; every tensor argument and the state
     /// given back take part. Under <c>no_grad</c> and <c>inference_mode</c> nothing is kept for a backward pass.
     /// A long input may run in pieces: the state of one piece is the initial state of the next.
-    /// Inputs may be float32 or bfloat16 (computed in float32), or all float64; strides are free.
+    /// Inputs may be float32 or bfloat16, on a GPU float16 too (computed in float32), or all float64; strides are free.
     /// </summary>
-    /// <param name="u">The input [b, d, l]: float32, bfloat16 or float64.</param>
-    /// <param name="delta">The step sizes before bias and softplus [b, d, l]; float32 or bfloat16 (float64 where u is).</param>
+    /// <param name="u">The input [b, d, l]: float32, bfloat16 or float64, on a GPU also float16.</param>
+    /// <param name="delta">The step sizes before bias and softplus [b, d, l]; float32 or bfloat16 (on a GPU also float16; float64 where u is).</param>
     /// <param name="A">The state matrix, diagonal per channel [d, n], n from 1 to 256, negative where the state decays; float32.</param>
     /// <param name="B">What enters the state [b, n, l]; float32 or bfloat16.</param>
     /// <param name="C">What is read from the state [b, n, l]; float32 or bfloat16.</param>
@@ -36,12 +36,11 @@ public static class SelectiveScan
     /// <exception cref="ArgumentException">A tensor has another rank, shape, type or device than the above.</exception>
     /// <exception cref="InvalidOperationException">MAMBAVL_SCAN has an unknown value, or names a backend that does
     /// not run these tensors.</exception>
-    /// <exception cref="NotSupportedException">MAMBAVL_SCAN asks for the CUDA kernel, which is not in this build.</exception>
     public static (Tensor output, Tensor lastState) Run(
         Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D = null, Tensor? z = null,
         Tensor? deltaBias = null, bool deltaSoftplus = true, Tensor? initialState = null)
     {
         var arguments = new ScanArguments(u, delta, A, B, C, D, z, deltaBias, deltaSoftplus, initialState).Checked();
-        return ScanBackend.For(u.device_type, u.dtype).Run(arguments);
+        return ScanBackend.For(u.device_type, u.dtype, u.device_index).Run(arguments);
     }
 }

@@ -17,6 +17,7 @@ internal sealed class EncodeStep(StepSettings settings, VisionLanguageConfig con
     public override void Run(VisionLanguageModel model, IReadOnlyList<RowInput> rows, StepResults results, bool[] wanted, StopSignal stop)
     {
         using var pictures = new PictureSet(model, Settings.Images);
+        if (wanted[Features]) pictures.EncodeAhead(rows, stop);
         foreach (var row in rows)
         {
             stop.Check();

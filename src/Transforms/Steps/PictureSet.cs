@@ -10,7 +10,53 @@ namespace MambaVL.Transforms;
 /// share the work of reading it.</summary>
 internal sealed class PictureSet(VisionLanguageModel model, ImageDecoderOptions options) : IDisposable
 {
+    private const int MostAtOnce = 16; // enough to fill a GPU
+
     private readonly List<(RowInput Row, EncodedImage Image)> _encoded = [];
+    private readonly List<(RowInput Row, Tensor Features)> _ahead = [];
+
+    /// <summary>Encodes the images of rows together where that is quicker than one by one, which is on a GPU. A row whose image
+    /// cannot be read is left out: it fails when it is asked for.</summary>
+    public void EncodeAhead(IReadOnlyList<RowInput> rows, StopSignal stop)
+    {
+        if (model.Device.type != DeviceType.CPU) EncodeTogether(rows, stop.Check);
+    }
+
+    internal void EncodeTogether(IReadOnlyList<RowInput> rows, Action check)
+    {
+        var distinct = new List<RowInput>();
+        foreach (var row in rows)
+            if (!row.IsFeatures && row.FetchError is null && !distinct.Exists(row.HasSamePicture)) distinct.Add(row);
+        if (distinct.Count < 2) return;
+        foreach (var some in distinct.Chunk(MostAtOnce))
+        {
+            var read = new List<RowInput>();
+            var pictures = new List<DecodedImage>();
+            try
+            {
+                foreach (var row in some)
+                {
+                    check();
+                    try
+                    {
+                        pictures.Add(Picture(row));
+                        read.Add(row);
+                    }
+                    catch (Exception e) when (StepResults.IsRowError(e))
+                    {
+                    }
+                }
+                if (read.Count == 0) continue;
+                using var pixels = model.ImageProcessor.ProcessBatch(pictures);          // (b, 3, h, w)
+                using var features = model.EncodePatches(pixels);                        // (b, n, width)
+                for (var i = 0; i < read.Count; i++) _ahead.Add((read[i], features.narrow(0, i, 1)));
+            }
+            finally
+            {
+                foreach (var picture in pictures) picture.Dispose();
+            }
+        }
+    }
 
     /// <summary>The row's image as the language model reads it; stays this set's. Gives the row its width and height.</summary>
     public EncodedImage Encode(RowInput row)
@@ -47,6 +93,12 @@ internal sealed class PictureSet(VisionLanguageModel model, ImageDecoderOptions 
             using var features = FeatureTensor(row);
             return (features.unsqueeze(0), row.Width, row.Height);
         }
+        foreach (var (other, ahead) in _ahead)
+        {
+            if (!row.HasSamePicture(other)) continue;
+            (row.Width, row.Height) = (other.Width, other.Height);
+            return (ahead.alias(), row.Width, row.Height);
+        }
         using var picture = Picture(row);
         using var pixels = model.ImageProcessor.ProcessBatch([picture]);                 // (1, 3, h, w)
         return (model.EncodePatches(pixels), row.Width, row.Height);
@@ -62,6 +114,7 @@ internal sealed class PictureSet(VisionLanguageModel model, ImageDecoderOptions 
     public void Dispose()
     {
         foreach (var (_, image) in _encoded) image.Dispose();
+        foreach (var (_, features) in _ahead) features.Dispose();
     }
 
     private DecodedImage Picture(RowInput row)

@@ -17,6 +17,7 @@ internal abstract class TextStep(StepSettings settings, VisionLanguageConfig con
     public override void Run(VisionLanguageModel model, IReadOnlyList<RowInput> rows, StepResults results, bool[] wanted, StopSignal stop)
     {
         using var pictures = new PictureSet(model, Settings.Images);
+        pictures.EncodeAhead(rows, stop);
         var asked = new List<RowInput>();
         var requests = new List<GenerationRequest>();
         foreach (var row in rows)

@@ -35,6 +35,23 @@ public class Eva02Tests
         => AntialiasedBicubic.Weights(5, 5).Select((w, i) => i % 6 == 0 ? w - 1 : w).Should().OnlyContain(w => Math.Abs(w) < 1e-6);
 
     [Fact]
+    public void Training_starts_from_positions_that_differ_by_row_and_by_column()
+    {
+        const int grid = 5, d = 32;
+        using var scope = NewDisposeScope();
+        var positions = full([1, 1 + grid * grid, d], double.NaN, dtype: ScalarType.Float32);
+        Eva02Initial.Positions(grid)(positions, new Generator(1));
+        positions[0, 0].abs().max().item<float>().Should().Be(0, "the class token is nowhere");
+        var patches = positions[0, 1..].view(grid, grid, d);
+        patches[1, 3, ..(d / 2)].Equals(patches[1, 0, ..(d / 2)]).Should().BeTrue("one half of the channels knows the row only");
+        patches[1, 3, (d / 2)..].Equals(patches[4, 3, (d / 2)..]).Should().BeTrue("the other the column only");
+        patches[2, 1, 0].item<float>().Should().BeApproximately(MathF.Sin(2), 1e-6f);
+        patches[1, 2, d / 2].item<float>().Should().BeApproximately(MathF.Sin(2), 1e-6f);
+        patches[2, 1, d / 4].item<float>().Should().BeApproximately(MathF.Cos(2), 1e-6f);
+        cdist(positions[0, 1..], positions[0, 1..]).add(eye(grid * grid) * 100).min().item<float>().Should().BeGreaterThan(0.3f, "no two patches are alike");
+    }
+
+    [Fact]
     public void Weights_of_a_sample_sum_to_one()
         => Gen.Select(Gen.Int[1, 40], Gen.Int[1, 40]).Sample((from, to) =>
             AntialiasedBicubic.Weights(from, to).Chunk(from).All(row => Math.Abs(row.Sum() - 1) < 1e-5));

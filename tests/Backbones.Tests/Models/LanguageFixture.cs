@@ -21,8 +21,8 @@ internal sealed class LanguageFixture : IDisposable
 
     public IEnumerable<string> Names => _expected.Tensors.Keys;
 
-    /// <summary>The tensor of that name; the caller owns it.</summary>
-    public Tensor this[string name] => _expected.Read(name);
+    /// <summary>The tensor of that name, on the device of the tests; the caller owns it.</summary>
+    public Tensor this[string name] => _expected.ReadToDevice(name);
 
     public bool Has(string name) => _expected.Tensors.ContainsKey(name);
 
@@ -32,7 +32,7 @@ internal sealed class LanguageFixture : IDisposable
         var config = LanguageConfig.Load(System.IO.Path.Combine(path, "config.json"), checkpoint.Tensors);
         var recorder = new ShapeRecorder();
         config.Create(recorder.Root).Dispose();
-        return config.Create(new CheckpointParameters(checkpoint, recorder.Shapes, config.Names, dtype).Root);
+        return config.Create(new CheckpointParameters(checkpoint, recorder.Shapes, config.Names, dtype, TestDevice.Current).Root);
     }
 
     /// <summary>The reference's ids of each row, continued greedily from their first <paramref name="prompt"/>.</summary>
@@ -41,12 +41,12 @@ internal sealed class LanguageFixture : IDisposable
         using var scope = NewDisposeScope();
         using var state = model.CreateState(prompt.Length + count);
         var ids = prompt.ToList();
-        var logits = model.Prefill(model.Embed(tensor(prompt).unsqueeze(0)), state);
+        var logits = model.Prefill(model.Embed(tensor(prompt, device: TestDevice.Current).unsqueeze(0)), state);
         while (true)
         {
             ids.Add(logits.argmax(-1).item<long>());
             if (ids.Count == prompt.Length + count) return [.. ids];
-            logits = model.Decode(tensor([ids[^1]]), [state]);
+            logits = model.Decode(tensor([ids[^1]], device: TestDevice.Current), [state]);
         }
     }
 

@@ -44,8 +44,8 @@ public class LanguageModelParityTests
         var (ids, greedy) = (fixture["input_ids"], fixture["greedy"]);
         for (var row = 0; row < greedy.shape[0]; row++)
         {
-            var expected = greedy[row].data<long>().ToArray();
-            var prompt = expected.Zip(ids[row].data<long>().ToArray()).TakeWhile(p => p.First == p.Second).Select(p => p.First).ToArray();
+            var expected = greedy[row].cpu().data<long>().ToArray();
+            var prompt = expected.Zip(ids[row].cpu().data<long>().ToArray()).TakeWhile(p => p.First == p.Second).Select(p => p.First).ToArray();
             LanguageFixture.Greedy(fixture.Model, prompt, expected.Length - prompt.Length).Should().Equal(expected, $"row {row}");
         }
     }

@@ -30,14 +30,14 @@ public class VisionLanguageParityTests
             var task = example.GetProperty("task").GetString()!;
             var key = $"{Path.GetFileNameWithoutExtension(path)}.{task}.";
             using var image = model.EncodeImage(Fixtures.Path("images", path));
-            Compare.Close(image.Embeddings, expected.Read(key + "patch_embeddings"), Tolerance, key + "patch_embeddings");
+            Compare.Close(image.Embeddings, expected.ReadToDevice(key + "patch_embeddings"), Tolerance, key + "patch_embeddings");
 
             var conversation = Conversation(task, example);
             var ids = model.Sequence.Build(conversation).Ids;
-            var logits = model.Forward(tensor(ids).unsqueeze(0), image.Embeddings.unsqueeze(0))[0];      // (l, vocabulary)
-            var head = expected.Read(key + "logits_head64");
+            var logits = model.Forward(tensor(ids, device: TestDevice.Current).unsqueeze(0), image.Embeddings.unsqueeze(0))[0];      // (l, vocabulary)
+            var head = expected.ReadToDevice(key + "logits_head64");
             Compare.Close(logits[.., ..(int)head.shape[1]], head, Tolerance, key + "logits_head64");
-            Compare.Close(logits[-1], expected.Read(key + "last_logits"), Tolerance, key + "last_logits");
+            Compare.Close(logits[-1], expected.ReadToDevice(key + "last_logits"), Tolerance, key + "last_logits");
 
             var greedy = expected.Read(key + "greedy").data<long>().ToArray();
             var answer = model.Generate(new GenerationRequest(image, ids), new() { MaxNewTokens = greedy.Length, IgnoreEndToken = true });
@@ -49,8 +49,8 @@ public class VisionLanguageParityTests
             {
                 var sequence = new SequenceBuilder(model.Tokenizer, model.Config.Images.ImageSize, model.Vision.PatchSize) { InstructionFirst = true };
                 var firstIds = sequence.Build(conversation).Ids;
-                var last = model.Forward(tensor(firstIds).unsqueeze(0), image.Embeddings.unsqueeze(0))[0, -1];
-                Compare.Close(last, expected.Read(first), Tolerance, first);
+                var last = model.Forward(tensor(firstIds, device: TestDevice.Current).unsqueeze(0), image.Embeddings.unsqueeze(0))[0, -1];
+                Compare.Close(last, expected.ReadToDevice(first), Tolerance, first);
             }
         }
     }
@@ -64,11 +64,11 @@ public class VisionLanguageParityTests
         foreach (var (name, parameter) in model.NamedParameters())
             parameter.requires_grad = !name.StartsWith("vision_encoder.", StringComparison.Ordinal);
 
-        using var patches = model.EncodePatches(expected.Read("train.pixel_values"));
-        var labels = expected.Read("train.labels");
-        var logits = model.Forward(expected.Read("train.input_ids"), model.Connector.forward(patches.clone()));
+        using var patches = model.EncodePatches(expected.ReadToDevice("train.pixel_values"));
+        var labels = expected.ReadToDevice("train.labels");
+        var logits = model.Forward(expected.ReadToDevice("train.input_ids"), model.Connector.forward(patches.clone()));
         var loss = VisionLanguageModel.AnswerLoss(logits, labels);
-        Compare.Close(loss.reshape(1), expected.Read("train.loss"), LossTolerance, "train.loss");
+        Compare.Close(loss.reshape(1), expected.ReadToDevice("train.loss"), LossTolerance, "train.loss");
 
         loss.backward();
         var compared = 0;
@@ -76,7 +76,7 @@ public class VisionLanguageParityTests
         {
             var key = "train.grad." + name;
             if (!expected.Tensors.ContainsKey(key)) continue;
-            Compare.CloseInNorm(parameter.grad!, expected.Read(key), GradientTolerance, key);
+            Compare.CloseInNorm(parameter.grad!, expected.ReadToDevice(key), GradientTolerance, key);
             compared++;
         }
         compared.Should().Be(expected.Tensors.Keys.Count(k => k.StartsWith("train.grad."))).And.BePositive();
@@ -109,7 +109,7 @@ public class VisionLanguageParityTests
     private static VisionLanguageModel Load(string folder)
     {
         var tokenizer = Fixtures.Path("tokenizer", "tokenizer.json");
-        return VisionLanguageModel.FromPretrained(Fixtures.Path(folder), new() { TokenizerPath = tokenizer });
+        return VisionLanguageModel.FromPretrained(Fixtures.Path(folder), new() { TokenizerPath = tokenizer, Device = TestDevice.Current.ToString() });
     }
 
     private static Conversation Conversation(string task, JsonElement example) => task switch

@@ -53,8 +53,8 @@ public class VisionParityTests
         foreach (var key in expected.Tensors.Keys.Where(key => key.EndsWith(".patch_embeddings", StringComparison.Ordinal)))
         {
             var image = string.Join('.', key.Split('.')[..^2]); // before the task and the kind; it may have dots itself
-            var pixels = images.Read($"{image}.pixel_values.{encoder.ImageSize}").unsqueeze(0);
-            connector.forward(encoder.Encode(pixels))[0].ShouldEqual(expected.Read(key), key);
+            var pixels = images.ReadToDevice($"{image}.pixel_values.{encoder.ImageSize}").unsqueeze(0);
+            connector.forward(encoder.Encode(pixels))[0].ShouldEqual(expected.ReadToDevice(key), key);
             cases++;
         }
         cases.Should().BePositive();
@@ -106,7 +106,7 @@ public class VisionParityTests
         using var exact = config.Create(new FixtureParameters(checkpoint).Root);
         using var model = config.Create(new FixtureParameters(checkpoint, ScalarType.BFloat16).Root);
 
-        var pixels = expected.Read("pixel_values");
+        var pixels = expected.ReadToDevice("pixel_values");
         var patches = model.Encode(pixels);
         patches.dtype.Should().Be(ScalarType.BFloat16);
         // bfloat16 has 8 significant bits: one rounding is 0.4%; a few of them in each of a few layers add up.
@@ -123,7 +123,7 @@ public class VisionParityTests
         using var expected = Checkpoint.Open(Fixtures.Path(folder, "expected.safetensors"));
         using var model = VisionConfig.Resolve(VisionTestModels.Config(folder), checkpoint.Tensors, prefix: "")
             .Create(new FixtureParameters(checkpoint).Root);
-        test((T)model, name => expected.Read(name));
+        test((T)model, name => expected.ReadToDevice(name));
     }
 
     private static string Shown(IEnumerable<long> shape) => string.Join(",", shape);

@@ -7,12 +7,12 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Tests.Models;
 
-/// <summary>Parameters straight from a fixture's file.</summary>
+/// <summary>Parameters straight from a fixture's file, on the device of the tests.</summary>
 internal sealed class FixtureParameters(Checkpoint checkpoint, ScalarType? dtype = null) : ParameterSource
 {
     public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
     {
-        var values = checkpoint.Read(name, dtype);
+        var values = checkpoint.Read(name, dtype, TestDevice.Current);
         values.shape.Should().Equal(shape, "that is what the model asks for {0}", name);
         return new Parameter(values, requires_grad: false);
     }

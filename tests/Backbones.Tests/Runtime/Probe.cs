@@ -1,4 +1,6 @@
 using System.Runtime.CompilerServices;
+using MambaVL.Cuda;
+using MambaVL.Tests.Cuda;
 using TorchSharp;
 
 namespace MambaVL.Tests;
@@ -26,10 +28,11 @@ internal static class Probe
                 Console.WriteLine(Runtime.Describe());
                 return 0;
             }
-            Use(args);
+            if (args is ["kernel-fault", var when]) KernelFault.Provoke(when);
+            else Use(args);
             return 0;
         }
-        catch (NativeRuntimeException e)
+        catch (Exception e) when (e is NativeRuntimeException or CudaException)
         {
             Console.WriteLine(e.Message);
             return ClearError;

@@ -94,7 +94,8 @@ public class SelectiveScanTests
     [Fact]
     public void AnotherTypeIsAnError()
     {
-        Fails(x => x with { u = x.u.to(ScalarType.Float16) }, "u", "u is Float16; expected Float32, BFloat16 or Float64.");
+        Fails(x => x with { u = x.u.to(ScalarType.Float16) }, "u", "u is Float16; expected Float32, BFloat16 or Float64 (Float16 on a GPU only).");
+        Fails(x => x with { B = x.B.to(ScalarType.Float16) }, "B", "B is Float16; expected Float32 or BFloat16 where u is Float32 (Float16 on a GPU only).");
         Fails(x => x with { delta = x.delta.to(ScalarType.Int64) }, "delta", "delta is Int64; expected Float32 or BFloat16 where u is Float32.");
         Fails(x => x with { A = x.A.to(ScalarType.BFloat16) }, "A", "A is BFloat16; expected Float32 where u is Float32.");
         Fails(x => x with { initialState = x.initialState!.to(ScalarType.BFloat16) }, "initialState", "initialState is BFloat16; expected Float32 where u is Float32.");

@@ -4,10 +4,20 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Scan;
 
-/// <summary>CpuScan as one operation of autograd.</summary>
-internal sealed class CpuScanFunction : autograd.MultiTensorFunction<CpuScanFunction>
+/// <summary>A scan that has a backward pass of its own. Results live in the caller's dispose scope.</summary>
+/// <param name="Name">What messages call it.</param>
+/// <param name="Forward">Output, last state, and the states that the backward pass starts from.</param>
+/// <param name="Backward">The gradients of all nine tensors, in the order of <see cref="ScanArguments.Tensors"/>, from the
+/// arguments, those states, and the gradients of output and last state, either of which may be null.</param>
+internal sealed record ScanKernel(
+    string Name,
+    Func<ScanArguments, (Tensor output, Tensor lastState, Tensor checkpoints)> Forward,
+    Func<ScanArguments, Tensor, Tensor?, Tensor?, Tensor?[]> Backward);
+
+/// <summary>A ScanKernel as one operation of autograd.</summary>
+internal sealed class ScanFunction : autograd.MultiTensorFunction<ScanFunction>
 {
-    private const string Softplus = "softplus", Bits = "bits", Wanted = "wanted";
+    private const string Softplus = "softplus", Kernel = "kernel", Wanted = "wanted";
 
     // Autograd takes over what backward returns, but TorchSharp leaves the handles to the garbage collector, which does
     // not see their size. So each backward of a thread releases the handles of the one before; a dispose scope around
@@ -18,23 +28,23 @@ internal sealed class CpuScanFunction : autograd.MultiTensorFunction<CpuScanFunc
     /// <inheritdoc/>
     public override string Name => nameof(SelectiveScan);
 
-    public static (Tensor output, Tensor lastState) Record(ScanArguments x, int bits)
+    public static (Tensor output, Tensor lastState) Record(ScanArguments x, ScanKernel kernel)
     {
-        var results = apply([.. x.Tensors, x.deltaSoftplus, bits]);
+        var results = apply([.. x.Tensors, x.deltaSoftplus, kernel]);
         return (results[0], results[1]);
     }
 
     public override List<Tensor> forward(autograd.AutogradContext ctx, params object[] vars)
     {
-        var bits = (int)vars[10];
+        var kernel = (ScanKernel)vars[10];
         var x = new ScanArguments((Tensor)vars[0], (Tensor)vars[1], (Tensor)vars[2], (Tensor)vars[3], (Tensor)vars[4],
             (Tensor?)vars[5], (Tensor?)vars[6], (Tensor?)vars[7], (bool)vars[9], (Tensor?)vars[8]);
-        var (output, lastState, checkpoints) = CpuScan.Forward(x, bits, keepCheckpoints: true);
+        var (output, lastState, checkpoints) = kernel.Forward(x);
         ctx.set_materialize_grads(false);
         ctx.save_data(Softplus, x.deltaSoftplus);
-        ctx.save_data(Bits, bits);
+        ctx.save_data(Kernel, kernel);
         ctx.save_data(Wanted, x.Tensors.Select(t => t is { requires_grad: true }).ToArray());
-        ctx.save_for_backward([.. x.Tensors!, checkpoints!]);
+        ctx.save_for_backward([.. x.Tensors!, checkpoints]);
         return [output, lastState];
     }
 
@@ -43,15 +53,16 @@ internal sealed class CpuScanFunction : autograd.MultiTensorFunction<CpuScanFunc
         _returned?.ForEach(t => t?.Dispose());
         using var scope = NewDisposeScope();
         var wanted = (bool[])ctx.get_data(Wanted);
+        var kernel = (ScanKernel)ctx.get_data(Kernel);
         Tensor?[] gradients;
         try
         {
             if (is_grad_enabled()) throw new NotSupportedException(
-                "The CPU kernel of the selective scan has no second derivative (create_graph). Set MAMBAVL_SCAN=reference for one.");
+                $"The {kernel.Name} kernel of the selective scan has no second derivative (create_graph). Set MAMBAVL_SCAN=reference for one.");
             var saved = ctx.get_saved_variables();
             var x = new ScanArguments(saved[0], saved[1], saved[2], saved[3], saved[4],
                 saved[5], saved[6], saved[7], (bool)ctx.get_data(Softplus), saved[8]);
-            gradients = CpuScan.Backward(x, saved[9], Given(grad_outputs[0]), Given(grad_outputs[1]), (int)ctx.get_data(Bits));
+            gradients = kernel.Backward(x, saved[9], Given(grad_outputs[0]), Given(grad_outputs[1]));
         }
         catch (Exception e)
         {

@@ -1,0 +1,32 @@
+using System.Runtime.InteropServices;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MambaVL.Cuda;
+
+/// <summary>What kernels need to know of tensors.</summary>
+internal static unsafe class CudaTensor
+{
+    private static readonly delegate* unmanaged[Cdecl]<nint, nint> Data = Find();
+
+    /// <summary>The device address of the first element; 0 for no tensor. Valid while the tensor lives.</summary>
+    public static nint Pointer(Tensor? t) => t is null ? 0 : Data(t.Handle);
+
+    /// <summary>What kernels call a type (the macro of common.cuh): float, bf16 or f16.</summary>
+    /// <exception cref="ArgumentException">The type is another.</exception>
+    public static string TypeName(ScalarType type) => type switch
+    {
+        ScalarType.Float32 => "float",
+        ScalarType.BFloat16 => "bf16",
+        ScalarType.Float16 => "f16",
+        _ => throw new ArgumentException($"The kernels take Float32, BFloat16 and Float16; this is {type}.", nameof(type)),
+    };
+
+    private static delegate* unmanaged[Cdecl]<nint, nint> Find()
+    {
+        Runtime.EnsureLoaded();
+        InitializeDeviceType(DeviceType.CPU);
+        var library = NativeLibrary.Load("LibTorchSharp", typeof(torch).Assembly, null);
+        return (delegate* unmanaged[Cdecl]<nint, nint>)NativeLibrary.GetExport(library, "THSTensor_data");
+    }
+}

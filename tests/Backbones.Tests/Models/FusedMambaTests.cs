@@ -1,0 +1,192 @@
+using MambaVL.Checkpoints;
+using MambaVL.Models;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace MambaVL.Tests.Models;
+
+/// <summary>The layers as one operation against the layers one operation at a time, with kernels that any machine has.</summary>
+public class FusedMambaTests
+{
+    private static readonly MambaConfig Small = new() { HiddenSize = 24, LayerCount = 3, VocabularySize = 40, StateSize = 5, TimeStepRank = 3 };
+
+    public static TheoryData<string> Kinds => ["rms norm", "layer norm", "biases", "window of 2", "no bias of the convolution", "one layer"];
+
+    private static MambaConfig Config(string kind) => kind switch
+    {
+        "layer norm" => Small with { Norm = NormKind.LayerNorm },
+        "biases" => Small with { ProjectionBias = true },
+        "window of 2" => Small with { ConvolutionSize = 2, Expand = 1 },
+        "no bias of the convolution" => Small with { ConvolutionBias = false },
+        "one layer" => Small with { LayerCount = 1 },
+        _ => Small,
+    };
+
+    [Theory, MemberData(nameof(Kinds))]
+    public void LogitsAndAllGradientsAreTheSame(string kind)
+    {
+        using var model = Model(Config(kind), out var kernels);
+        foreach (var (b, l) in new[] { (2, 16), (3, 13), (1, 1) }) // with and without padding
+        {
+            using var scope = NewDisposeScope();
+            var (embeddings, weights) = (Embeddings(b, l), rand(b, l, 40));
+            foreach (var p in model.parameters()) p.requires_grad_();
+            var plain = Gradients(model, embeddings, weights, useKernels: false);
+            var calls = kernels.Calls;
+            var fused = Gradients(model, embeddings, weights, useKernels: true);
+            kernels.Calls.Should().BeGreaterThan(calls, "the kernels ran");
+            fused.Keys.Should().BeEquivalentTo(plain.Keys);
+            foreach (var (name, gradient) in plain) Compare.CloseInNorm(fused[name], gradient, 1e-4, $"{kind}, {b} x {l}: {name}");
+        }
+    }
+
+    [Fact]
+    public void GradientsAddUp()
+    {
+        using var model = Model(Small, out _);
+        using var scope = NewDisposeScope();
+        var (embeddings, weights) = (Embeddings(2, 8), rand(2, 8, 40));
+        foreach (var p in model.parameters()) p.requires_grad_();
+        var once = Gradients(model, embeddings, weights, useKernels: true);
+        model.zero_grad();
+        // A gradient that is there is added to, and stays the tensor that it was: the trainers keep theirs side by side.
+        var weight = model.backbone.layers[1].mixer.in_proj.weight;
+        var place = zeros(2, weight.shape[0], weight.shape[1]);
+        weight.grad = place[1];
+        for (var i = 0; i < 2; i++) Backward(model, embeddings.detach().requires_grad_(), weights);
+        foreach (var (name, parameter) in model.named_parameters()) Compare.CloseInNorm(parameter.grad!, once[name] * 2, 1e-4, name);
+        Compare.CloseInNorm(place[1], once["backbone.layers.1.mixer.in_proj.weight"] * 2, 1e-4, "the tensor that was the gradient");
+        place[0].abs().max().item<float>().Should().Be(0);
+    }
+
+    [Fact]
+    public void OnlyWhatIsWantedGetsAGradient()
+    {
+        using var model = Model(Small with { Norm = NormKind.LayerNorm, ProjectionBias = true }, out _);
+        var all = model.named_parameters().Where(p => p.name.StartsWith("backbone.layers")).ToArray();
+        foreach (var wanted in all.Where((_, i) => i % 3 == 0).Select(p => p.name))
+        {
+            using var scope = NewDisposeScope();
+            foreach (var (name, parameter) in all) (parameter.requires_grad, parameter.grad) = (name == wanted, null);
+            var (embeddings, weights) = (Embeddings(2, 8).detach(), rand(2, 8, 40));
+            Backward(model, embeddings, weights);
+            all.Where(p => p.parameter.grad is not null).Select(p => p.name).Should().Equal(wanted);
+        }
+        {
+            // A frozen model still passes the gradient on, to the connector before it.
+            using var scope = NewDisposeScope();
+            foreach (var (_, parameter) in all) (parameter.requires_grad, parameter.grad) = (false, null);
+            var weights = rand(2, 8, 40);
+            var plain = Gradients(model, Embeddings(2, 8), weights, useKernels: false)["x"];
+            Compare.CloseInNorm(Gradients(model, Embeddings(2, 8), weights, useKernels: true)["x"], plain, 1e-4, "x");
+            all.Should().AllSatisfy(p => p.parameter.grad.Should().BeNull());
+        }
+    }
+
+    [Fact]
+    public void AGraphThatIsKeptGivesItsGradientsTwice()
+    {
+        using var model = Model(Small, out _);
+        using var scope = NewDisposeScope();
+        var x = Embeddings(1, 8);
+        var loss = model.Forward(x).sum();
+        loss.backward(retain_graph: true);
+        var once = x.grad!.clone();
+        loss.backward();
+        Compare.CloseInNorm(x.grad!, once * 2, 1e-6, "x");
+    }
+
+    [Fact]
+    public void PromptsInPiecesAndHiddenStatesAreTheSame()
+    {
+        using var model = Model(Small, out var kernels);
+        using var mode = no_grad();
+        using var scope = NewDisposeScope();
+        var x = Embeddings(1, 21).detach();
+        foreach (var lengths in new[] { new[] { 21 }, [1, 1, 2, 3, 8, 6] })
+        {
+            using var plainState = model.CreateState(21);
+            using var fusedState = model.CreateState(21);
+            var at = 0;
+            foreach (var length in lengths)
+            {
+                var piece = x.narrow(1, at, length);
+                model.backbone.UseKernels = false;
+                var plain = model.Prefill(piece, plainState);
+                model.backbone.UseKernels = true;
+                var calls = kernels.Calls;
+                Compare.CloseInNorm(model.Prefill(piece, fusedState), plain, 1e-4, $"logits after {at + length}");
+                kernels.Calls.Should().BeGreaterThan(calls);
+                at += length;
+            }
+            for (var i = 0; i < 3; i++)
+            {
+                Compare.CloseInNorm(((MambaState)fusedState).Scan[i], ((MambaState)plainState).Scan[i], 1e-4, $"scan state {i}");
+                Compare.CloseInNorm(((MambaState)fusedState).Convolution[i], ((MambaState)plainState).Convolution[i], 1e-4, $"convolution state {i}");
+            }
+        }
+
+        var rows = Embeddings(2, 13).detach();
+        var (plainHidden, fusedHidden) = (new List<Tensor>(), new List<Tensor>());
+        model.backbone.UseKernels = false;
+        model.Forward(rows, null, plainHidden);
+        model.backbone.UseKernels = true;
+        model.Forward(rows, null, fusedHidden);
+        fusedHidden.Should().HaveSameCount(plainHidden);
+        for (var i = 0; i < plainHidden.Count; i++) Compare.CloseInNorm(fusedHidden[i], plainHidden[i], 1e-5, $"hidden state {i}");
+    }
+
+    [SkippableFact, Trait("Category", "Parity")]
+    public void TheReferencesLossAndGradients()
+    {
+        using var fixture = new LanguageFixture("mamba-ssm");
+        var model = (Mamba)fixture.Model;
+        var kernels = new PlainMambaKernels(model.Config);
+        model.backbone.ForcedKernels = kernels;
+        using var mode = no_grad();
+        using var scope = NewDisposeScope();
+        Compare.Close(model.Forward(model.Embed(fixture["input_ids"])), fixture["logits"], 2e-4, "logits");
+        kernels.Calls.Should().BePositive();
+    }
+
+    private static Mamba Model(MambaConfig config, out PlainMambaKernels kernels)
+    {
+        var model = new Mamba(config, new RandomParameters(1).Root);
+        kernels = new(config);
+        model.backbone.ForcedKernels = kernels;
+        using var noGradients = no_grad();
+        // First values that make no part too small to be seen.
+        foreach (var (name, parameter) in model.named_parameters())
+        {
+            if (name.EndsWith("dt_proj.bias")) parameter.add_(3);
+            if (name.EndsWith("A_log")) parameter.sub_(2);
+            if (name.EndsWith("bias") && !name.EndsWith("dt_proj.bias")) parameter.add_(0.1);
+            if (name.EndsWith("embedding.weight")) parameter.mul_(50);
+        }
+        return model;
+    }
+
+    private static Tensor Embeddings(int b, int l)
+    {
+        using var random = new Generator((ulong)(10 * b + l));
+        return randn([b, l, 24], dtype: ScalarType.Float32, generator: random).requires_grad_();
+    }
+
+    private static Dictionary<string, Tensor> Gradients(Mamba model, Tensor embeddings, Tensor weights, bool useKernels)
+    {
+        foreach (var p in model.parameters()) p.grad = null;
+        model.backbone.UseKernels = useKernels;
+        var x = embeddings.detach().requires_grad_();
+        var logits = Backward(model, x, weights);
+        var all = model.named_parameters().Where(p => p.parameter.grad is not null).ToDictionary(p => p.name, p => p.parameter.grad!.clone());
+        (all["x"], all["logits"]) = (x.grad!, logits.detach());
+        return all;
+    }
+
+    private static Tensor Backward(Mamba model, Tensor x, Tensor weights)
+    {
+        var logits = model.Forward(x);
+        (logits * weights).sum().backward();
+        return logits;
+    }
+}
