@@ -38,6 +38,7 @@ public sealed class VisionLanguageFileTests : IDisposable
     [InlineData("\n")]
     [InlineData("\r\n")]
     [InlineData("\n\n \t \n")]
+    [InlineData("\r\n\r\n")]
     public void Line_ends_blank_lines_and_a_mark_at_the_start_do_not_matter(string end)
     {
         File.WriteAllText(Path, "\uFEFF" + Caption + end + Caption, new UTF8Encoding(false));
