@@ -16,7 +16,8 @@ internal static class TrainCommand
         var device = new Option<string>("--device") { Description = "cpu, cuda or cuda:N.", DefaultValueFactory = _ => training.Device };
         var seed = Number<long>("--seed", "Of the first weights and of the order of the rows.", training.Seed);
         var scenes = new Option<int?>("--scenes") { Description = "Pictures to learn from. Default: all." };
-        var firstSteps = Number("--first-steps", "Steps on scenes of one kind (the split first) before all others.", training.FirstSteps);
+        var namingSteps = Number("--naming-steps", "Steps on the names and numbers of scenes of one kind (the split first).", training.NamingSteps);
+        var firstSteps = Number("--first-steps", "Steps on everything about such scenes, after those.", training.FirstSteps);
         var epochs = Number("--epochs", "Passes over the data.", training.Epochs);
         var steps = new Option<int?>("--steps") { Description = "Steps in all, whatever --epochs says." };
         var minutes = new Option<double?>("--minutes") { Description = "Ends training after so many minutes, wherever its schedule is." };
@@ -35,12 +36,12 @@ internal static class TrainCommand
         var heads = new Option<int?>("--heads") { Description = "The encoder's heads. Default: one for 32 channels." };
         var mlp = new Option<int?>("--mlp") { Description = "The inner width of the encoder's MLP. Default: 8/3 of --width." };
         var hidden = Number("--hidden", "The language model's width.", sizes.Hidden);
-        var layers = new Option<int?>("--layers") { Description = "The language model's layers. Default: 4 of mamba, 2 of pythia." };
+        var layers = new Option<int?>("--layers") { Description = "The language model's layers. Default: 7 of mamba, 4 of pythia." };
         var vocabulary = Number("--vocabulary", "Tokens of the tokeniser, at most.", sizes.Vocabulary);
 
         var command = new Command("train", "Trains a small model from random weights, and writes it in float16.")
         {
-            data, output, backbone, device, seed, scenes, firstSteps, epochs, steps, minutes, rate, warmup, decay, batch, microBatch, rowsPerImage, precision,
+            data, output, backbone, device, seed, scenes, namingSteps, firstSteps, epochs, steps, minutes, rate, warmup, decay, batch, microBatch, rowsPerImage, precision,
             checkpoints, imageSize, patch, width, depth, heads, mlp, hidden, layers, vocabulary,
         };
         command.SetAction((arguments, cancellation) => Task.FromResult(Errors.Report(() => SceneTraining.Run(new()
@@ -51,6 +52,7 @@ internal static class TrainCommand
             Device = arguments.GetValue(device)!,
             Seed = arguments.GetValue(seed),
             Scenes = arguments.GetValue(scenes),
+            NamingSteps = arguments.GetValue(namingSteps),
             FirstSteps = arguments.GetValue(firstSteps),
             Epochs = arguments.GetValue(epochs),
             Steps = arguments.GetValue(steps),
