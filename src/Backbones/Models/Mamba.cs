@@ -230,7 +230,7 @@ internal sealed class MambaState : DecoderState
         var (config, device) = (model.Config, model.backbone.embedding.weight.device);
         Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
         Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.zero_();
+        foreach (var t in Convolution.Concat(Scan)) t.fill_(0); // zero_ would give back a handle of its own
     }
 
     public override DecoderState Clone()
