@@ -1,30 +1,42 @@
 #!/usr/bin/env bash
 # Trains the models of models/ again: makes the scenes, trains both backbones from random weights, evaluates both.
-#   eng/train-scenes.sh [FOLDER] [DEVICE]
-# FOLDER gets the scenes, the models and a log (default: scenes-run); DEVICE is cuda (default), cuda:N or cpu.
-# SCENES names the program: a bundle's (eng/bundle.sh samples/Scenes, run by eng/run-bundle.sh), else it is built here.
+#   eng/train-scenes.sh [FOLDER] [DEVICE_OF_MAMBA] [DEVICE_OF_PYTHIA]
+# FOLDER gets the scenes, the models and logs (default: scenes-run). The devices are cuda (default), cuda:N or cpu; two that
+# differ work at the same time. STEPS is the length of the last lesson.
+# SCENES is the command that runs the program, such as "eng/gpu.sh run MambaVL.Samples.Scenes"; else it is built here.
 set -euo pipefail
 
 folder=${1:-scenes-run}
-device=${2:-cuda}
+devices=("${2:-cuda}" "${3:-${2:-cuda}}")
+steps=${STEPS:-5500}
 root=$(cd "$(dirname "$0")/.." && pwd)
 scenes() {
-  if [ -n "${SCENES:-}" ]; then "$root/eng/run-bundle.sh" "$SCENES" "$@"
+  if [ -n "${SCENES:-}" ]; then $SCENES "$@"
   else dotnet run --project "$root/samples/Scenes" --configuration Release -- "$@"
   fi
 }
 
-mkdir -p "$folder"
-exec > >(tee -a "$folder/log.txt") 2>&1
-date -u +'%Y-%m-%d %H:%M:%S UTC'
-command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-
-scenes generate --seed 1 --splits train=60000 validation=1000 test=1000 unseen=1000 --out "$folder/data"
-for backbone in mamba pythia; do
-  scenes train --data "$folder/data" --backbone $backbone --seed 1 --device "$device" --out "$folder/scenes-$backbone" \
-    --checkpoints "$folder/checkpoints-$backbone"
+# One backbone: its log, its model, its scores on 1,000 scenes of each kind.
+backbone() {
+  local name=$1 device=$2 split
+  {
+    date -u +'%Y-%m-%d %H:%M:%S UTC'
+    command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | sort -u
+    scenes train --data "$folder/data" --backbone "$name" --seed 1 --steps "$steps" --device "$device" --out "$folder/scenes-$name"
+    date -u +'%Y-%m-%d %H:%M:%S UTC'
+  } > "$folder/scenes-$name.log" 2>&1
   for split in test unseen; do
-    scenes evaluate --model "$folder/scenes-$backbone" --data "$folder/data" --split $split --device "$device"
+    scenes evaluate --model "$folder/scenes-$name" --data "$folder/data" --split $split --device "$device" ${EVALUATE:-} > "$folder/scenes-$name.$split.json"
   done
-done
-date -u +'%Y-%m-%d %H:%M:%S UTC'
+}
+
+mkdir -p "$folder"
+[ -e "$folder/data/unseen.jsonl" ] || scenes generate --seed 1 --splits first=20000 train=50000 validation=1000 test=1000 unseen=1000 --out "$folder/data"
+if [ "${devices[0]}" = "${devices[1]}" ]; then
+  backbone mamba "${devices[0]}"
+  backbone pythia "${devices[1]}"
+else
+  backbone mamba "${devices[0]}" &
+  backbone pythia "${devices[1]}"
+  wait
+fi
