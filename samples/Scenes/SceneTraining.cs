@@ -20,6 +20,9 @@ internal sealed record SceneTrainingOptions
     /// <summary><c>mamba</c> or <c>pythia</c>.</summary>
     public required string Backbone { get; init; }
 
+    /// <summary>A model to go on from, with its sizes and tokeniser; null: random weights.</summary>
+    public string? From { get; init; }
+
     public ModelSizes Sizes { get; init; } = new();
 
     public long Seed { get; init; } = 1;
@@ -76,9 +79,8 @@ internal static class SceneTraining
         var train = First(ml, ml.Data.LoadFromVisionLanguageFile(Path.Combine(options.Data, Splits.Train + ".jsonl")), options.Scenes);
         var validation = First(ml, ml.Data.LoadFromVisionLanguageFile(Path.Combine(options.Data, Splits.Validation + ".jsonl")), options.ValidationScenes);
 
-        var tokenizer = SceneTokenizer.Train(ml, train, options.Sizes.Vocabulary);
-        using var start = Start(options, tokenizer);
-        log(string.Create(CultureInfo.InvariantCulture, $"{options.Backbone}: {start.NamedParameters().Sum(p => p.Parameter.numel()):N0} weights, {tokenizer.VocabularySize} tokens, on {start.Device}"));
+        using var start = options.From is { } learnt ? Load(learnt, options.Device) : Start(options, SceneTokenizer.Train(ml, train, options.Sizes.Vocabulary));
+        log(string.Create(CultureInfo.InvariantCulture, $"{options.Backbone}: {start.NamedParameters().Sum(p => p.Parameter.numel()):N0} weights, {start.Tokenizer.VocabularySize} tokens, on {start.Device}"));
 
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
         if (options.Minutes is { } minutes) limit.CancelAfter(TimeSpan.FromMinutes(minutes));
@@ -90,9 +92,9 @@ internal static class SceneTraining
             {
                 var trainer = ml.VisionLanguage().Trainers.InstructionTune(Recipe(model, lesson));
                 // The model is validated where it is to be good: among all scenes.
-                var learnt = lesson.IsLast ? trainer.Fit(lesson.Rows, validation) : trainer.Fit(lesson.Rows);
+                var taught = lesson.IsLast ? trainer.Fit(lesson.Rows, validation) : trainer.Fit(lesson.Rows);
                 if (model != start) model.Dispose();
-                model = learnt.Model;
+                model = taught.Model;
             }
             model.Save(options.Output, torch.ScalarType.Float16);
         }
@@ -135,7 +137,7 @@ internal static class SceneTraining
     private static IEnumerable<Lesson> Lessons(MLContext ml, SceneTrainingOptions options, IDataView train)
     {
         var file = Path.Combine(options.Data, Splits.First + ".jsonl");
-        if (File.Exists(file))
+        if (options.From is null && File.Exists(file))
         {
             var simple = ml.Data.LoadFromVisionLanguageFile(file);
             if (options.NamingSteps > 0)
@@ -152,6 +154,9 @@ internal static class SceneTraining
         public string Kind { get; set; } = "";
     }
 
+    private static VisionLanguageModel Load(string folder, string device)
+        => VisionLanguageModel.FromPretrained(folder, new() { Device = device, DType = torch.ScalarType.Float32 });
+
     // First values are made on the CPU; the folder between brings them to the device.
     private static VisionLanguageModel Start(SceneTrainingOptions options, Tokenizer tokenizer)
     {
@@ -161,7 +166,7 @@ internal static class SceneTraining
         try
         {
             using (model) model.Save(folder.FullName);
-            return VisionLanguageModel.FromPretrained(folder.FullName, new() { Device = options.Device, DType = torch.ScalarType.Float32 });
+            return Load(folder.FullName, options.Device);
         }
         finally
         {

@@ -61,9 +61,9 @@ public class AddNormsKernelTests(ITestOutputHelper output)
         using var rms = new Norm(new RandomParameters(1).Root, 32, Epsilon, NormKind.RmsNorm);
         using var finer = new Norm(new OnGpu(random, ScalarType.Float32).Root, 32, 1e-9, NormKind.LayerNorm);
         Refused(() => AddNormsKernel.Run(gpu, x.cpu(), x, null, norm), "x", "*cpu*");
-        Refused(() => AddNormsKernel.Run(gpu, x, x[..2], null, norm), "first", "*[[]2, 32[]]*[[]3, 32[]]*");
+        Refused(() => AddNormsKernel.Run(gpu, x, x[..2], null, norm), "first", "*[2, 32]*[3, 32]*");
         Refused(() => AddNormsKernel.Run(gpu, x, x, x.to(ScalarType.BFloat16), norm), "second", "*BFloat16*");
-        Refused(() => AddNormsKernel.Run(gpu, x, x, null, narrow), "norm", "*[[]31[]]*[[]32[]]*");
+        Refused(() => AddNormsKernel.Run(gpu, x, x, null, narrow), "norm", "*[31]*[32]*");
         Refused(() => AddNormsKernel.Run(gpu, x, x, null, norm, half), "other", "*BFloat16*");
         Refused(() => AddNormsKernel.Run(gpu, x, x, null, rms), "norm", "*RMSNorm*");
         Refused(() => AddNormsKernel.Run(gpu, x, x, null, norm, finer), "other", "*1E-09*");

@@ -59,7 +59,7 @@ public class SwiGluKernelTests(ITestOutputHelper output)
         Refused(() => SwiGluKernel.Run(gpu, x[.., ..31], 15), "x", "*31*");
         Refused(() => SwiGluKernel.Run(gpu, x.transpose(0, 1), 1), "x", "*strided*");
         Refused(() => SwiGluKernel.Run(gpu, x, 16, weight, null), "bias", "*both*");
-        Refused(() => SwiGluKernel.Run(gpu, x, 16, weight[..15], weight), "weight", "*[[]15[]]*[[]16[]]*");
+        Refused(() => SwiGluKernel.Run(gpu, x, 16, weight[..15], weight), "weight", "*[15]*[16]*");
         Refused(() => SwiGluKernel.Run(gpu, x, 16, weight, weight.to(ScalarType.BFloat16)), "bias", "*BFloat16*");
         Refused(() => SwiGluKernel.Run(gpu, x.to(ScalarType.Float64), 16), "type", "*Float64*");
         Refused(() => SwiGluKernel.Run(gpu, zeros(1, 400_000, device: CUDA), 200_000), "x", "*registers*");
