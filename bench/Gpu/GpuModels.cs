@@ -31,7 +31,6 @@ internal static class GpuModels
 internal sealed class DeviceParameters(long seed, ScalarType dtype, Device device) : ParameterSource
 {
     private const long Small = 1 << 18;
-    private readonly Generator _random = new((ulong)seed, device);
     private long _next = seed;
 
     public override Parameter Take(string name, long[] shape, ParameterInitializer initial, bool keepFloat32)
@@ -50,7 +49,9 @@ internal sealed class DeviceParameters(long seed, ScalarType dtype, Device devic
             // A table that is also the head: its rows give logits of a standard deviation of about 3.
             var isTable = shape[0] > 50_000;
             var deviation = isTable ? 3 / Math.Sqrt(shape[1]) : 1 / Math.Sqrt(shape[1..].Aggregate(1L, (a, b) => a * b));
-            values = empty(shape, dtype: ScalarType.Float32, device: device).normal_(0, deviation, _random);
+            // TorchSharp's generators are the CPU's, whatever device they are made for; the GPU has one of its own.
+            torch.cuda.manual_seed(_next++);
+            values = empty(shape, dtype: ScalarType.Float32, device: device).normal_(0, deviation);
         }
         return new Parameter(values.to(keepFloat32 ? ScalarType.Float32 : dtype).to(device).MoveToOuterDisposeScope(), requires_grad: false);
     }

@@ -71,8 +71,8 @@ internal static class GpuScanBenchmark
 
     private static ScanArguments Arguments(int seed, int b, int d, int l)
     {
-        using var random = new Generator((ulong)seed + 1, CUDA);
-        Tensor Normal(params long[] shape) => empty(shape, ScalarType.Float32, CUDA).normal_(0, 1, random);
+        torch.cuda.manual_seed(seed + 1);
+        Tensor Normal(params long[] shape) => randn(shape, dtype: ScalarType.Float32, device: CUDA);
         Tensor Narrow(params long[] shape)
         {
             using var wide = Normal(shape);

@@ -103,4 +103,8 @@ public class SceneComposerTests
 
     private static List<string> Pairs(Scene scene)
         => [.. scene.Groups.SelectMany(a => scene.Groups.Where(b => string.CompareOrdinal(a.Kind.Name, b.Kind.Name) < 0).Select(b => $"{a.Kind.Name} {b.Kind.Name}"))];
+
+    [Fact]
+    public void The_first_scenes_have_one_kind_once_or_twice()
+        => Made.Scenes(Splits.First, 200).Should().OnlyContain(s => s.Scene.Groups.Count == 1 && s.Scene.Objects.Count <= 2);
 }

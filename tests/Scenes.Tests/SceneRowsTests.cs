@@ -37,6 +37,26 @@ public class SceneRowsTests
     }
 
     [Fact]
+    public void A_list_has_every_object_with_its_box_from_left_to_right()
+    {
+        foreach (var (scene, rows) in Made.Scenes(Splits.Train, 100, withList: true))
+        {
+            var list = rows.Should().ContainSingle(r => r.Kind == "list").Subject;
+            list.Task.Should().Be(VisionTask.Captioning);
+            var entries = Regex.Matches(list.Target, @"(?:^|, )([^\[]+) \[([\d.,]+)\]").Select(m => (Name: m.Groups[1].Value, Edges: m.Groups[2].Value.Split(',').Select(e => double.Parse(e, System.Globalization.CultureInfo.InvariantCulture) * scene.Size).ToArray())).ToList();
+            entries.Select(e => e.Edges[0] + e.Edges[2]).Should().BeInAscendingOrder((a, b) => Math.Abs(a - b) < 0.04 * scene.Size ? 0 : a.CompareTo(b));
+            var left = scene.Objects.ToList();
+            foreach (var (name, edges) in entries)
+            {
+                double[] half = [.. edges.Select(_ => 0.0051 * scene.Size)]; // two decimals
+                var named = left.First(o => o.Kind.Name == name && new double[] { o.Box.X0, o.Box.Y0, o.Box.X1, o.Box.Y1 }.Zip(edges, half).All(e => Math.Abs(e.First - e.Second) <= e.Third));
+                left.Remove(named);
+            }
+            left.Should().BeEmpty();
+        }
+    }
+
+    [Fact]
     public void Answers_are_balanced()
     {
         var rows = Made.Scenes(Splits.Train, 2000).SelectMany(s => s.Rows).ToList();

@@ -109,7 +109,7 @@ public class VisionLanguageParityTests
     private static VisionLanguageModel Load(string folder)
     {
         var tokenizer = Fixtures.Path("tokenizer", "tokenizer.json");
-        return VisionLanguageModel.FromPretrained(Fixtures.Path(folder), new() { TokenizerPath = tokenizer, Device = TestDevice.Current.ToString() });
+        return VisionLanguageModel.FromPretrained(Fixtures.Path(folder), new() { TokenizerPath = tokenizer, Device = TestDevice.Current.ToString(), DType = ScalarType.Float32 });
     }
 
     private static Conversation Conversation(string task, JsonElement example) => task switch
