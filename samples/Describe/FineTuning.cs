@@ -10,7 +10,7 @@ namespace MambaVL.Samples;
 internal static class FineTuning
 {
     // As many of each digit, so that no answer is right by being frequent.
-    private const int Digits = 4, TrainingRows = 60, TestRows = 20, Size = 192;
+    private const int Digits = 4, TrainingRows = 200, TestRows = 20, Size = 192;
 
     // Other scenes than those of any data set of this repository.
     private const long Seed = 20261124;
@@ -31,12 +31,12 @@ internal static class FineTuning
             var trainer = ml.VisionLanguage().Trainers.InstructionTune(new()
             {
                 Model = model,
-                LearningRate = 1e-3,
-                BatchSize = 8,
+                LearningRate = 2e-4,
+                BatchSize = 16,
                 RowsPerImage = 4, // the rows of a scene stand together: its picture is read once
-                MaxSteps = 100,
+                MaxSteps = 250,
                 Epochs = 10,
-                ReportSteps = 10,
+                ReportSteps = 25,
                 Cancellation = limit.Token,
                 OnProgress = p => Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"  step {p.Step} of {p.TotalSteps}: loss {p.Loss:0.000}, {p.Elapsed.TotalSeconds:0} s")),
             });

@@ -1,3 +1,4 @@
+using System.Collections.Frozen;
 using System.Reflection;
 using System.Security.Cryptography;
 using System.Text;
@@ -25,13 +26,16 @@ internal static class KernelSources
 
     /// <summary>Every header, by name.</summary>
     public static IReadOnlyDictionary<string, string> Headers { get; } =
-        Names.Where(n => n.EndsWith(".cuh", StringComparison.Ordinal)).ToDictionary(n => n, Read);
+        Names.Where(n => n.EndsWith(".cuh", StringComparison.Ordinal)).ToFrozenDictionary(n => n, Read);
 
     /// <summary>SHA-256 of everything that decides what a compile gives, in hexadecimal.</summary>
-    public static string Hash(string file, IEnumerable<string> options, string compiler)
+    public static string Hash(string file, IEnumerable<string> options, string compiler) => Hash(file, Headers, options, compiler);
+
+    /// <summary>The same, with these headers.</summary>
+    internal static string Hash(string file, IReadOnlyDictionary<string, string> headers, IEnumerable<string> options, string compiler)
     {
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
-        foreach (var part in (string[])[compiler, file, Read(file), .. Headers.OrderBy(h => h.Key, StringComparer.Ordinal).SelectMany(h => (string[])[h.Key, h.Value]), .. options])
+        foreach (var part in (string[])[compiler, file, Read(file), .. headers.OrderBy(h => h.Key, StringComparer.Ordinal).SelectMany(h => (string[])[h.Key, h.Value]), .. options])
         {
             var bytes = Encoding.UTF8.GetBytes(part);
             hash.AppendData(BitConverter.GetBytes(bytes.Length));
