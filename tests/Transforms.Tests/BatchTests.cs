@@ -161,6 +161,7 @@ public sealed class BatchTests : IDisposable
         var data = _pictures.Data(_ml);
         var result = Caption(3).Fit(data).Transform(data);
         Pictures.Texts(result, "Caption");
+        Pictures.CollectEarlierTests();
         var before = torch.Tensor.TotalCount;
         Pictures.Texts(result, "Caption");
         using (var cursor = result.GetRowCursor(result.Schema))
