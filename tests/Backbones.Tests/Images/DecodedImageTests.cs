@@ -5,6 +5,7 @@ using MambaVL.Images;
 
 namespace MambaVL.Tests.Images;
 
+[Collection(Alone.Name)] // measures the memory of the process
 public sealed class DecodedImageTests : IDisposable
 {
     private readonly string _folder = Directory.CreateTempSubdirectory("images-").FullName;

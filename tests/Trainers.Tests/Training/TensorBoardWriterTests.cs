@@ -92,6 +92,15 @@ public sealed class TensorBoardWriterTests : IDisposable
     }
 
     [Fact]
+    public void FilesOfOneSecondAreInTheOrderOfTheirStarts()
+    {
+        var clock = new Clock(1_700_000_000);
+        for (var i = 0; i < 12; i++) // more than there are digits
+            using (var writer = new TensorBoardWriter(_folder, null, clock)) writer.Write("loss", i, 1);
+        Scalars(Read()).Select(s => (int)s.Item3).Should().Equal(Enumerable.Range(0, 12));
+    }
+
+    [Fact]
     public void ARunningTrainingIsReadFromTheFile()
     {
         var clock = new Clock(1_700_000_000);

@@ -41,7 +41,7 @@ public sealed class TensorBoardWriter : IDisposable
         _time = time;
         // TensorBoard takes any file whose name holds "tfevents", and reads those of a folder in the order of their names.
         var name = string.Create(CultureInfo.InvariantCulture,
-            $"events.out.tfevents.{time.GetUtcNow().ToUnixTimeSeconds():d10}.{Environment.MachineName}.{Environment.ProcessId}.{Interlocked.Increment(ref s_files)}");
+            $"events.out.tfevents.{time.GetUtcNow().ToUnixTimeSeconds():d10}.{Environment.MachineName}.{Environment.ProcessId}.{Interlocked.Increment(ref s_files):d6}");
         Path = System.IO.Path.Combine(System.IO.Path.GetFullPath(folder), name);
         _stream = new FileStream(Path, FileMode.CreateNew, FileAccess.Write, FileShare.ReadWrite | FileShare.Delete);
         Append(_record.Version(Seconds()));
