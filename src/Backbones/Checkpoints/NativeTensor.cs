@@ -29,11 +29,16 @@ internal static unsafe class NativeTensor
 
     private static delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint> Find()
     {
+        return (delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint>)
+            Export("THSTensor_new");
+    }
+
+    /// <summary>A function of TorchSharp's native library.</summary>
+    public static nint Export(string name)
+    {
         Runtime.EnsureLoaded();
         InitializeDeviceType(DeviceType.CPU);
         // Asked on behalf of TorchSharp's own assembly, so that it is the very library that TorchSharp uses.
-        var library = NativeLibrary.Load("LibTorchSharp", typeof(torch).Assembly, null);
-        return (delegate* unmanaged[Cdecl]<void*, delegate* unmanaged[Cdecl]<void*, void>, long*, int, sbyte, sbyte, int, int, byte, nint>)
-            NativeLibrary.GetExport(library, "THSTensor_new");
+        return NativeLibrary.GetExport(NativeLibrary.Load("LibTorchSharp", typeof(torch).Assembly, null), name);
     }
 }

@@ -42,9 +42,7 @@ internal static class CubinCache
     {
         try
         {
-            var folder = Path.GetDirectoryName(file)!;
-            if (OperatingSystem.IsWindows()) Directory.CreateDirectory(folder);
-            else Directory.CreateDirectory(folder, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+            PatchCache.CreateOwnFolder(Path.GetDirectoryName(file)!);
             AtomicFile.Write(file, [.. SHA256.HashData(cubin), .. cubin]);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

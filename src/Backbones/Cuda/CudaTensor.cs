@@ -1,5 +1,4 @@
-using System.Runtime.InteropServices;
-using TorchSharp;
+using MambaVL.Checkpoints;
 using static TorchSharp.torch;
 
 namespace MambaVL.Cuda;
@@ -7,7 +6,7 @@ namespace MambaVL.Cuda;
 /// <summary>What kernels need to know of tensors.</summary>
 internal static unsafe class CudaTensor
 {
-    private static readonly delegate* unmanaged[Cdecl]<nint, nint> Data = Find();
+    private static readonly delegate* unmanaged[Cdecl]<nint, nint> Data = (delegate* unmanaged[Cdecl]<nint, nint>)NativeTensor.Export("THSTensor_data");
 
     /// <summary>The device address of the first element; 0 for no tensor. Valid while the tensor lives.</summary>
     public static nint Pointer(Tensor? t) => t is null ? 0 : Data(t.Handle);
@@ -21,12 +20,4 @@ internal static unsafe class CudaTensor
         ScalarType.Float16 => "f16",
         _ => throw new ArgumentException($"The kernels take Float32, BFloat16 and Float16; this is {type}.", nameof(type)),
     };
-
-    private static delegate* unmanaged[Cdecl]<nint, nint> Find()
-    {
-        Runtime.EnsureLoaded();
-        InitializeDeviceType(DeviceType.CPU);
-        var library = NativeLibrary.Load("LibTorchSharp", typeof(torch).Assembly, null);
-        return (delegate* unmanaged[Cdecl]<nint, nint>)NativeLibrary.GetExport(library, "THSTensor_data");
-    }
 }

@@ -41,7 +41,6 @@ internal sealed unsafe class DriverApi
     public readonly delegate* unmanaged<nuint*, nuint*, int> cuMemGetInfo_v2;
     public readonly delegate* unmanaged<void**, nuint, uint, int> cuMemHostAlloc;
     public readonly delegate* unmanaged<void*, int> cuMemFreeHost;
-    public readonly delegate* unmanaged<void*, ulong, nuint, nint, int> cuMemcpyDtoHAsync_v2;
     public readonly delegate* unmanaged<ulong, void*, nuint, nint, int> cuMemcpyHtoDAsync_v2;
 #pragma warning restore CS0649
 
@@ -105,9 +104,6 @@ internal unsafe struct LaunchConfig
 [StructLayout(LayoutKind.Explicit, Size = 72)]
 internal struct LaunchAttribute
 {
-    /// <summary>Cooperative launch: the grid is resident at once and may wait for itself.</summary>
-    public const int Cooperative = 2;
-
     /// <summary>The kernel may start before the one ahead of it in the stream has ended; it waits by griddepcontrol.wait
     /// (compute capability 9.0 and up).</summary>
     public const int ProgrammaticStreamSerialization = 6;

@@ -31,9 +31,15 @@ internal static class PatchCache
     {
         if (Holds(file, bytes)) return;
         var folder = Path.GetDirectoryName(file)!;
+        CreateOwnFolder(folder);
+        AtomicFile.Write(file, bytes);
+    }
+
+    /// <summary>Makes a folder that only the user may open, unless it is there.</summary>
+    public static void CreateOwnFolder(string folder)
+    {
         if (OperatingSystem.IsWindows()) Directory.CreateDirectory(folder);
         else Directory.CreateDirectory(folder, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
-        AtomicFile.Write(file, bytes);
     }
 
     private static bool Holds(string file, ReadOnlySpan<byte> bytes)
