@@ -63,7 +63,8 @@ internal static class GpuBenchmark
             foreach (var (key, value) in options.Values.Where(v => v.Key is not ("json" or "group" or "python"))) arguments.AddRange(["--" + key, value]);
             arguments.AddRange(["--json", file]);
             using var process = Process.Start(new ProcessStartInfo(host, arguments) { RedirectStandardOutput = true })!;
-            process.StandardOutput.ReadToEnd(); // the lines, which are printed here once PyTorch's are beside them
+            // Our lines at once; once PyTorch's are beside them they are printed again.
+            while (process.StandardOutput.ReadLine() is { } line) Console.Error.WriteLine(line);
             process.WaitForExit();
             if (process.ExitCode != 0) Console.Error.WriteLine($"Our side of {group} ended with {process.ExitCode}; what it measured before that follows.");
             if (new FileInfo(file).Length == 0) return [];

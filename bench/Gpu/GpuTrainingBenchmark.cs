@@ -20,7 +20,7 @@ internal static class GpuTrainingBenchmark
         config.Create(plan.Root).Dispose();
         var values = new DeviceParameters(1, ScalarType.Float32, CUDA);
         using var parameters = new FlatParameters(plan.Parameters, _ => 1, name => values.Take(name, plan.Shape(name), plan.Initial(name), keepFloat32: true), ScalarType.BFloat16, CUDA);
-        using var optimizer = new Training.AdamW(parameters.Master.shape[0], CUDA, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01);
+        using var optimizer = new Training.AdamW(parameters.Master.shape[0], CUDA, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01, parameters.CreateKernels());
         using var model = config.Create(parameters.Root);
         using var ids = randint(0, 50_000, [Rows, Length + 1], ScalarType.Int64, CUDA);
         var steps = 0;
@@ -42,11 +42,7 @@ internal static class GpuTrainingBenchmark
             var loss = nn.functional.cross_entropy(logits.flatten(0, 1).to(ScalarType.Float32), ids.narrow(1, 1, Length).flatten());
             loss.backward();
             using var noGradients = no_grad();
-            parameters.Gather();
-            var scale = (1 / (parameters.Gradients.norm() + 1e-6)).clamp_max(1);
-            optimizer.Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, steps++, learningRate: 1e-4);
-            parameters.Gradients.zero_();
-            parameters.Refresh();
+            optimizer.Step(parameters, clip: 1, steps++, learningRate: 1e-4);
             return loss.item<float>();
         }
     }

@@ -23,6 +23,9 @@ internal sealed record SceneTrainingOptions
     /// <summary>A model to go on from, with its sizes and tokeniser; null: random weights.</summary>
     public string? From { get; init; }
 
+    /// <summary>A model whose vision encoder and connector a new one starts with; null: random weights.</summary>
+    public string? Encoder { get; init; }
+
     public ModelSizes Sizes { get; init; } = new();
 
     public long Seed { get; init; } = 1;
@@ -161,6 +164,7 @@ internal static class SceneTraining
     private static VisionLanguageModel Start(SceneTrainingOptions options, Tokenizer tokenizer)
     {
         var model = VisionLanguageModel.Create(options.Sizes.ToConfig(options.Backbone, tokenizer), tokenizer, options.Seed);
+        if (options.Encoder is { } folderOfEncoder) TakeEncoder(model, folderOfEncoder);
         if (options.Device == "cpu") return model;
         var folder = Directory.CreateTempSubdirectory("mambavl-start-");
         try
@@ -171,6 +175,21 @@ internal static class SceneTraining
         finally
         {
             folder.Delete(recursive: true);
+        }
+    }
+
+    // What sees pictures does not depend on the backbone that is told about them.
+    private static void TakeEncoder(VisionLanguageModel model, string folder)
+    {
+        using var origin = Load(folder, "cpu");
+        using var noGradients = torch.no_grad();
+        var from = origin.NamedParameters().ToDictionary(p => p.Name, p => p.Parameter);
+        var language = model.Language.named_parameters().Select(p => p.name).ToHashSet();
+        foreach (var (name, parameter) in model.NamedParameters().Where(p => !language.Contains(p.Name)))
+        {
+            if (!from.TryGetValue(name, out var value) || !value.shape.SequenceEqual(parameter.shape))
+                throw new ArgumentException($"--encoder: '{folder}' has {(value is null ? "no " + name : $"{name} of [{string.Join(", ", value.shape)}]")}; expected [{string.Join(", ", parameter.shape)}]. Give both models the same sizes.");
+            parameter.copy_(value);
         }
     }
 

@@ -14,6 +14,7 @@ internal static class TrainCommand
         var output = new Option<string>("--out") { Description = "The model's folder.", Required = true };
         var backbone = new Option<string>("--backbone") { Description = "mamba or pythia.", DefaultValueFactory = _ => "mamba" };
         var from = new Option<string?>("--from") { Description = "A model to go on from, in the last lesson; its sizes and tokeniser stay. Default: random weights." };
+        var encoder = new Option<string?>("--encoder") { Description = "A model, of either backbone, whose vision encoder and connector this one starts with. Default: random weights." };
         var device = new Option<string>("--device") { Description = "cpu, cuda or cuda:N.", DefaultValueFactory = _ => training.Device };
         var seed = Number<long>("--seed", "Of the first weights and of the order of the rows.", training.Seed);
         var scenes = new Option<int?>("--scenes") { Description = "Pictures to learn from. Default: all." };
@@ -42,7 +43,7 @@ internal static class TrainCommand
 
         var command = new Command("train", "Trains a small model from random weights, and writes it in float16.")
         {
-            data, output, backbone, from, device, seed, scenes, namingSteps, firstSteps, epochs, steps, minutes, rate, warmup, decay, batch, microBatch, rowsPerImage, precision,
+            data, output, backbone, from, encoder, device, seed, scenes, namingSteps, firstSteps, epochs, steps, minutes, rate, warmup, decay, batch, microBatch, rowsPerImage, precision,
             checkpoints, imageSize, patch, width, depth, heads, mlp, hidden, layers, vocabulary,
         };
         command.SetAction((arguments, cancellation) => Task.FromResult(Errors.Report(() => SceneTraining.Run(new()
@@ -50,6 +51,7 @@ internal static class TrainCommand
             Data = arguments.GetValue(data)!,
             Output = arguments.GetValue(output)!,
             From = arguments.GetValue(from),
+            Encoder = arguments.GetValue(encoder),
             Backbone = arguments.GetValue(backbone)!,
             Device = arguments.GetValue(device)!,
             Seed = arguments.GetValue(seed),
