@@ -74,40 +74,33 @@ internal static class RotaryKernel
         Heads Part(int part) => shape.Of(CudaTensor.Pointer(packed), (int)packed.element_size(), tokens, part);
     }
 
-    /// <summary>Turns one row's queries in place, and writes its keys, turned, and values behind those of a cache.</summary>
+    /// <summary>Turns queries in place, and writes keys, turned, and values behind those of a cache.</summary>
     /// <param name="gpu">Of the projection.</param>
     /// <param name="shape">The heads.</param>
-    /// <param name="packed">[1, tokens, 3 heads width], contiguous; needs no gradient.</param>
+    /// <param name="packed">[rows, tokens, 3 heads width], contiguous; needs no gradient.</param>
     /// <param name="table">As for <see cref="Split"/>, of at least <paramref name="first"/> and so many tokens.</param>
-    /// <param name="keys">[heads, places, width], contiguous.</param>
+    /// <param name="keys">[rows, heads, places, width], each row contiguous.</param>
     /// <param name="values">The same.</param>
     /// <param name="first">The place, and the position, of the first new token.</param>
-    /// <returns>The queries, [1, heads, tokens, width], and all keys and values until now, [1, heads, first + tokens, width].</returns>
+    /// <returns>The queries, [rows, heads, tokens, width], and all keys and values until now, [rows, heads, first + tokens, width].</returns>
     public static (Tensor Query, Tensor Key, Tensor Value) SplitToCache(CudaGpu gpu, RotaryShape shape, Tensor packed, Tensor table, Tensor keys, Tensor values, int first)
     {
         var (rows, tokens) = Check(gpu, shape, packed, table, first);
-        if (rows != 1) throw new ArgumentException($"The projection has {rows} rows; a cache is of one.", nameof(packed));
-        var places = CheckCache(keys, nameof(keys));
-        CheckCache(values, nameof(values));
-        var size = (int)packed.element_size();
-        var source = CudaTensor.Pointer(packed);
+        var (size, source) = ((int)packed.element_size(), CudaTensor.Pointer(packed));
+        var (keyTo, valueTo) = (Place(keys, nameof(keys)), Place(values, nameof(values)));
         var query = shape.Of(source, size, tokens, RotaryShape.Query);
-        Run(gpu, shape, packed.dtype, 1, tokens, CudaTensor.Pointer(table) + (nint)first * shape.Turned * sizeof(float), back: false,
-            query, shape.Of(source, size, tokens, RotaryShape.Key), shape.Of(source, size, tokens, RotaryShape.Value),
-            query, Place(keys), Place(values));
-        return (shape.View(packed, 1, tokens, RotaryShape.Query), Until(keys), Until(values));
+        Run(gpu, shape, packed.dtype, rows, tokens, CudaTensor.Pointer(table) + (nint)first * shape.Turned * sizeof(float), back: false,
+            query, shape.Of(source, size, tokens, RotaryShape.Key), shape.Of(source, size, tokens, RotaryShape.Value), query, keyTo, valueTo);
+        return (shape.View(packed, rows, tokens, RotaryShape.Query), keys.narrow(2, 0, first + tokens), values.narrow(2, 0, first + tokens));
 
-        Heads Place(Tensor cache) => new(CudaTensor.Pointer(cache) + (nint)first * shape.Width * size, 0, shape.Width, places * shape.Width);
-
-        Tensor Until(Tensor cache) => cache.as_strided([1, shape.Count, first + tokens, shape.Width], [shape.Count * places * shape.Width, places * shape.Width, shape.Width, 1], cache.storage_offset());
-
-        long CheckCache(Tensor cache, string name)
+        Heads Place(Tensor cache, string name)
         {
-            var size = cache.shape;
-            if (cache.dtype != packed.dtype || cache.device_type != DeviceType.CUDA || cache.device_index != gpu.Index || !cache.is_contiguous()
-                || size.Length != 3 || size[0] != shape.Count || size[1] < first + tokens || size[2] != shape.Width)
-                throw new ArgumentException($"The cache is {Shown(cache)}; expected a contiguous [{shape.Count}, at least {first + tokens}, {shape.Width}] of {packed.dtype} on cuda:{gpu.Index}.", name);
-            return size[1];
+            var (lengths, strides) = (cache.shape, cache.stride());
+            if (cache.dtype != packed.dtype || cache.device_type != DeviceType.CUDA || cache.device_index != gpu.Index
+                || lengths.Length != 4 || lengths[0] != rows || lengths[1] != shape.Count || lengths[2] < first + tokens || lengths[3] != shape.Width
+                || strides[3] != 1 || strides[2] != shape.Width || strides[1] != lengths[2] * shape.Width || strides[0] < lengths[1] * strides[1])
+                throw new ArgumentException($"The cache is {Shown(cache)}; expected [{rows}, {shape.Count}, at least {first + tokens}, {shape.Width}] of {packed.dtype} on cuda:{gpu.Index}, each row contiguous.", name);
+            return new(CudaTensor.Pointer(cache) + (nint)first * shape.Width * size, strides[0], shape.Width, strides[1]);
         }
     }
 

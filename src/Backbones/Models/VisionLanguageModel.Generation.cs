@@ -11,12 +11,16 @@ public sealed partial class VisionLanguageModel
     // Prompts are read in pieces of at most this many positions: bounds the memory, and lets cancellation in between.
     private const int LongestPiece = 1024;
 
+    // Of all rows that a GPU reads at once: enough to fill it, and it bounds the memory.
+    private const int MostPositions = 16384;
+
     /// <summary>Answers one prompt about one picture.</summary>
     /// <inheritdoc cref="Generate(IReadOnlyList{GenerationRequest}, GenerationOptions?, Action{int, string}?, CancellationToken)"/>
     public GenerationResult Generate(GenerationRequest request, GenerationOptions? options = null, CancellationToken cancellationToken = default)
         => Generate([request], options, null, cancellationToken)[0];
 
-    /// <summary>Answers several prompts at once. Each answer is what it would be alone.</summary>
+    /// <summary>Answers several prompts at once. Each answer is what it would be alone: on the CPU to the bit, while on a GPU prompts
+    /// of one length are read together, and their logits may differ in the last bits.</summary>
     /// <remarks>Prompts about one and the same picture that begin alike (the picture first) share the work of reading
     /// it.</remarks>
     /// <param name="requests">The prompts.</param>
@@ -148,47 +152,51 @@ public sealed partial class VisionLanguageModel
         private void Start()
         {
             using var inference = inference_mode();
-            var firsts = _requests.Select(r => FirstPiece(r.InputIds)).ToArray();
-            var read = new List<(EncodedImage Image, long[] Ids, DecoderState State)>();
+            var rows = _requests.Select((r, i) => new Prompt(i, r, FirstPiece(r.InputIds))).ToList();
+            foreach (var row in rows) row.Source = _model.Language.CopiesStates ? rows.First(row.BeginsAs) : row;
+            var batches = Batches(rows);
+            var logits = new Tensor?[rows.Count];
             try
             {
-                for (var i = 0; i < _requests.Count; i++)
+                foreach (var batch in batches)
                 {
-                    var (image, ids, seed) = _requests[i];
-                    var first = firsts[i];
-                    var shared = read.FindIndex(r => IsSame(r.Image, r.Ids, i));
-                    if (shared < 0)
-                    {
-                        // Room for the longest of the rows that may share this.
-                        var length = _requests.Where(r => ReferenceEquals(r.Image, image)).Max(r => r.InputIds.Count) + _options.MaxNewTokens;
-                        read.Add((image, first, _model.Language.CreateState(length)));
-                        shared = read.Count - 1;
-                        Read(first, image, read[shared].State).Dispose();
-                    }
-
-                    // The last row that begins so takes the state itself: a key-value cache may be large.
-                    var state = read[shared].State;
-                    if (Enumerable.Range(i + 1, _requests.Count - i - 1).Any(later => IsSame(image, first, later))) state = state.Clone();
-                    else read.RemoveAt(shared);
-                    try
-                    {
-                        using var logits = Read([.. ids.Skip(first.Length)], null, state);
-                        _session.Add(state, logits, new Sampler(_options, seed, ids));
-                    }
-                    catch
-                    {
-                        state.Dispose();
-                        throw;
-                    }
+                    var states = _model.Language.CreateStates(batch.Count, batch[0].Request.InputIds.Count + _options.MaxNewTokens);
+                    for (var i = 0; i < batch.Count; i++) batch[i].State = states[i];
+                }
+                foreach (var batch in batches)
+                {
+                    var readers = batch.TakeWhile(row => row.Source == row).ToList();
+                    if (readers.Count > 0) Read(readers, row => row.First, withPicture: true).Dispose();
+                }
+                foreach (var row in rows)
+                    if (row.Source != row) row.State!.CopyFrom(row.Source.State!);
+                foreach (var batch in batches)
+                {
+                    using var last = Read(batch, row => row.Rest, withPicture: false);              // (b, vocabulary)
+                    for (var i = 0; i < batch.Count; i++) logits[batch[i].Index] = last.narrow(0, i, 1);
+                }
+                foreach (var row in rows)
+                {
+                    var (_, ids, seed) = row.Request;
+                    var sampler = new Sampler(_options, seed, ids);
+                    _session.Add(row.TakeState(), logits[row.Index]!, sampler);
                 }
             }
             finally
             {
-                foreach (var (_, _, state) in read) state.Dispose();
+                foreach (var row in rows) row.State?.Dispose();
+                foreach (var last in logits) last?.Dispose();
             }
+        }
 
-            bool IsSame(EncodedImage image, long[] first, int row)
-                => ReferenceEquals(image, _requests[row].Image) && first.AsSpan().SequenceEqual(firsts[row]);
+        // Rows that a GPU reads at once: their pieces are equally long, and those stand first that read the first piece and do not
+        // take it from another row. On the CPU each row by itself, where more at once are no faster.
+        private List<List<Prompt>> Batches(List<Prompt> rows)
+        {
+            var together = _model.Language.ReadsTogether || _model.Device.type == DeviceType.CUDA;
+            return [.. rows.GroupBy(row => (row.First.Length, row.Request.InputIds.Count, row.Request.Image.Embeddings.shape[0], row.Request.Image.Embeddings.dtype))
+                .SelectMany(group => group.OrderBy(row => row.Source != row).Chunk(together ? Math.Max(1, MostPositions / Math.Min(LongestPiece, group.Key.Count)) : 1))
+                .Select(chunk => chunk.ToList())];
         }
 
         // Up to the separator that ends the picture, but never the whole prompt: the last piece gives the logits.
@@ -199,21 +207,52 @@ public sealed partial class VisionLanguageModel
             return [.. ids.Take(Math.Min(end + 2, ids.Count - 1))];
         }
 
-        /// <summary>Reads ids, the picture's patches where their places are; gives the logits after the last.</summary>
-        private Tensor Read(long[] ids, EncodedImage? image, DecoderState state)
+        /// <summary>Reads a piece of each row, equally long in all, the picture's patches where their places are; gives the logits
+        /// after the last position, [b, vocabulary].</summary>
+        private Tensor Read(List<Prompt> rows, Func<Prompt, long[]> piece, bool withPicture)
         {
             using var scope = NewDisposeScope();
-            var row = tensor(ids).unsqueeze(0);                                              // (1, l)
-            var embeddings = image is null
-                ? _model.Language.Embed(row.to(_model.Device))
-                : _model.Embed(row, image.Embeddings.unsqueeze(0));                         // (1, l, d)
+            var length = piece(rows[0]).Length;
+            var ids = tensor(rows.SelectMany(piece).ToArray()).view(rows.Count, length);     // (b, l)
+            var embeddings = withPicture
+                ? _model.Embed(ids, stack(rows.Select(row => row.Request.Image.Embeddings.to(_model.Device))))
+                : _model.Language.Embed(ids.to(_model.Device));                             // (b, l, d)
+            var states = rows.ConvertAll(row => row.State!);
             Tensor? logits = null;
-            for (long at = 0; at < ids.Length; at += LongestPiece)
+            for (long at = 0; at < length; at += LongestPiece)
             {
                 _cancellation.ThrowIfCancellationRequested();
-                logits = _model.Language.Prefill(embeddings.narrow(1, at, Math.Min(LongestPiece, ids.Length - at)), state);
+                logits = _model.Language.Prefill(embeddings.narrow(1, at, Math.Min(LongestPiece, length - at)), states);
             }
-            return logits!.MoveToOuterDisposeScope();                                       // (1, vocabulary)
+            return logits!.MoveToOuterDisposeScope();                                       // (b, vocabulary)
+        }
+
+        /// <summary>A request on its way into the session.</summary>
+        private sealed class Prompt(int index, GenerationRequest request, long[] first)
+        {
+            public int Index => index;
+
+            public GenerationRequest Request => request;
+
+            /// <summary>The ids up to the picture's end, and those after it.</summary>
+            public long[] First => first;
+
+            public long[] Rest { get; } = [.. request.InputIds.Skip(first.Length)];
+
+            /// <summary>The row that reads the first piece: the first of those that begin alike, itself perhaps.</summary>
+            public Prompt Source { get; set; } = null!;
+
+            public DecoderState? State { get; set; }
+
+            public bool BeginsAs(Prompt other) => ReferenceEquals(request.Image, other.Request.Image) && first.AsSpan().SequenceEqual(other.First);
+
+            /// <summary>The state, which is the caller's from now on.</summary>
+            public DecoderState TakeState()
+            {
+                var state = State!;
+                State = null;
+                return state;
+            }
         }
     }
 }
