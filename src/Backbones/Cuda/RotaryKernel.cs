@@ -95,12 +95,11 @@ internal static class RotaryKernel
 
         Heads Place(Tensor cache, string name)
         {
-            var (lengths, strides) = (cache.shape, cache.stride());
             if (cache.dtype != packed.dtype || cache.device_type != DeviceType.CUDA || cache.device_index != gpu.Index
-                || lengths.Length != 4 || lengths[0] != rows || lengths[1] != shape.Count || lengths[2] < first + tokens || lengths[3] != shape.Width
-                || strides[3] != 1 || strides[2] != shape.Width || strides[1] != lengths[2] * shape.Width || strides[0] < lengths[1] * strides[1])
+                || cache.dim() != 4 || cache.size(0) != rows || cache.size(1) != shape.Count || cache.size(2) < first + tokens || cache.size(3) != shape.Width
+                || cache.stride(3) != 1 || cache.stride(2) != shape.Width || cache.stride(1) != cache.size(2) * shape.Width || cache.stride(0) < shape.Count * cache.stride(1))
                 throw new ArgumentException($"The cache is {Shown(cache)}; expected [{rows}, {shape.Count}, at least {first + tokens}, {shape.Width}] of {packed.dtype} on cuda:{gpu.Index}, each row contiguous.", name);
-            return new(CudaTensor.Pointer(cache) + (nint)first * shape.Width * size, strides[0], shape.Width, strides[1]);
+            return new(CudaTensor.Pointer(cache) + (nint)first * shape.Width * size, cache.stride(0), shape.Width, cache.stride(1));
         }
     }
 
@@ -142,14 +141,14 @@ internal static class RotaryKernel
 
     private static (long Rows, long Tokens) Check(CudaGpu gpu, RotaryShape shape, Tensor packed, Tensor table, int first)
     {
-        var size = packed.shape;
-        if (size.Length != 3 || size[2] != shape.Packed || packed.device_type != DeviceType.CUDA || packed.device_index != gpu.Index || !packed.is_contiguous())
+        if (packed.dim() != 3 || packed.size(2) != shape.Packed || packed.device_type != DeviceType.CUDA || packed.device_index != gpu.Index || !packed.is_contiguous())
             throw new ArgumentException($"The projection is {Shown(packed)}; expected a contiguous [rows, tokens, {shape.Packed}] on cuda:{gpu.Index}.", nameof(packed));
+        var (rows, tokens) = (packed.size(0), packed.size(1));
         var numbers = table.numel() * (table.dtype == ScalarType.ComplexFloat32 ? 2 : 1);
-        if (table.dtype is not (ScalarType.Float32 or ScalarType.ComplexFloat32) || numbers < (first + size[1]) * shape.Turned
+        if (table.dtype is not (ScalarType.Float32 or ScalarType.ComplexFloat32) || numbers < (first + tokens) * shape.Turned
             || table.device_type != DeviceType.CUDA || table.device_index != gpu.Index || !table.is_contiguous())
-            throw new ArgumentException($"The table of angles is {Shown(table)}; expected {first + size[1]} times {shape.Turned / 2} cosines and sines of Float32, contiguous, on cuda:{gpu.Index}.", nameof(table));
-        return (size[0], size[1]);
+            throw new ArgumentException($"The table of angles is {Shown(table)}; expected {first + tokens} times {shape.Turned / 2} cosines and sines of Float32, contiguous, on cuda:{gpu.Index}.", nameof(table));
+        return (rows, tokens);
     }
 
     private static string Shown(Tensor t) => $"{(t.is_contiguous() ? "" : "a strided ")}[{string.Join(", ", t.shape)}] of {t.dtype} on {t.device}";

@@ -330,36 +330,51 @@ internal sealed class GptNeoXBody : nn.Module
     {
         var (first, l) = (state?.Length ?? 0, embeddings.shape[1]);
         var x = embeddings.to(embed_in.weight.dtype);
-        var gpu = FusedChoice.For(x);
-        var (cos, sin) = gpu is null ? RotaryTables(first, l) : default;
-        var table = gpu is null ? null : _tables.Get(x.device, first + l);
-        if (gpu is not null && RowSpread.Takes(_config.HiddenSize) && !is_grad_enabled()) return Infer(gpu, x.contiguous(), table!, pattern, state, hiddenStates);
+        if (FusedChoice.For(x) is { } gpu) return OnGpu(gpu, x, pattern, state, hiddenStates);
+        var (cos, sin) = RotaryTables(first, l);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
             using var input = x;
-            GptNeoXCache? cache = state is null ? null : new(state.Keys[i], state.Values[i], first);
-            x = gpu is null ? layers[i].Run(input, cos, sin, pattern, cache) : layers[i].Fused(gpu, input, table!, pattern, cache);
+            x = layers[i].Run(input, cos, sin, pattern, Cache(state, i));
         }
         hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
     }
 
+    // The same in few launches, and all tokens in one matrix: (b, l, d) -> (b, l, d).
+    private Tensor OnGpu(CudaGpu gpu, Tensor embeddings, Tensor? pattern, GptNeoXMemory? state, IList<Tensor>? hiddenStates)
+    {
+        var (b, l, d) = (embeddings.size(0), embeddings.size(1), embeddings.size(2));
+        var table = _tables.Get(embeddings.device, (state?.Length ?? 0) + l);
+        var x = embeddings.reshape(b * l, d);
+        if (RowSpread.Takes(d) && !is_grad_enabled()) return Infer(gpu, x, b, table, pattern, state, hiddenStates).view(b, l, d);
+        for (var i = 0; i < layers.Count; i++)
+        {
+            hiddenStates?.Add(x.view(b, l, d).MoveToOuterDisposeScope());
+            using var input = x;
+            x = layers[i].Fused(gpu, input, b, table, pattern, Cache(state, i));
+        }
+        hiddenStates?.Add(x.view(b, l, d).MoveToOuterDisposeScope());
+        return x.view(b, l, d);
+    }
+
     // The layers without gradients: each addition is one with the norms that come next.
-    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXMemory? state, IList<Tensor>? hiddenStates)
+    private Tensor Infer(CudaGpu gpu, Tensor x, long b, Tensor rotary, Tensor? pattern, GptNeoXMemory? state, IList<Tensor>? hiddenStates)
     {
         var (normed, other) = (layers[0].input_layernorm.forward(x), _config.ParallelResidual ? layers[0].post_attention_layernorm.forward(x) : null);
         for (var i = 0; i < layers.Count; i++)
         {
-            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            hiddenStates?.Add(x.view(b, -1, _config.HiddenSize).MoveToOuterDisposeScope());
             using Tensor input = x, normedInput = normed;
             using var otherInput = other;
-            (x, normed, other) = layers[i].Infer(gpu, input, normedInput, otherInput, i + 1 < layers.Count ? layers[i + 1] : null, rotary, pattern,
-                state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
+            (x, normed, other) = layers[i].Infer(gpu, input, normedInput, otherInput, i + 1 < layers.Count ? layers[i + 1] : null, b, rotary, pattern, Cache(state, i));
         }
-        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        hiddenStates?.Add(x.view(b, -1, _config.HiddenSize).MoveToOuterDisposeScope());
         return x;
     }
+
+    private static GptNeoXCache? Cache(GptNeoXMemory? state, int layer) => state is null ? null : new(state.Keys[layer], state.Values[layer], state.Length);
 
     // Position p turns the pair (i, i + r/2) of a head by the angle p / base^(2i/r). Positions and angles are float32 in
     // every precision, for bfloat16 does not tell position 257 from 258; only the tables are rounded to the model's.
@@ -454,10 +469,10 @@ internal sealed class GptNeoXLayer : nn.Module
 
     /// <summary>The same without gradients, in fewer still: from the stream and its norms (the second where the MLP reads it
     /// too) to the stream and the norms of the next layer (after the last one, none).</summary>
-    public (Tensor X, Tensor Normed, Tensor? Other) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor? other, GptNeoXLayer? next, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    public (Tensor X, Tensor Normed, Tensor? Other) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor? other, GptNeoXLayer? next, long b, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
     {
         using var scope = NewDisposeScope();
-        var attended = attention.Fused(gpu, normed, rotary, pattern, cache);
+        var attended = attention.Fused(gpu, normed, b, rotary, pattern, cache);
         if (other is null) (x, other, _) = AddNormsKernel.Run(gpu, x, attended, null, post_attention_layernorm);
         var y = mlp.forward(other);
         var second = _parallel ? attended : null;
@@ -465,14 +480,14 @@ internal sealed class GptNeoXLayer : nn.Module
         else (x, other) = (second is null ? y + x : y + second + x, null);
         x.MoveToOuterDisposeScope();
         if (next is not null) normed.MoveToOuterDisposeScope();
-        return (x, normed, other?.MoveToOuterDisposeScope()); // (b, l, d) each
+        return (x, normed, other?.MoveToOuterDisposeScope()); // (b l, d) each
     }
 
-    /// <summary>The same in few launches.</summary>
-    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    /// <summary>The same in few launches: (b l, d) -> (b l, d).</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, long b, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
     {
         using var scope = NewDisposeScope();
-        var attended = attention.Fused(gpu, input_layernorm.forward(x), rotary, pattern, cache);
+        var attended = attention.Fused(gpu, input_layernorm.forward(x), b, rotary, pattern, cache);
         if (_parallel) return (mlp.forward(post_attention_layernorm.forward(x)) + attended + x).MoveToOuterDisposeScope();
         x = x + attended;
         return (mlp.forward(post_attention_layernorm.forward(x)) + x).MoveToOuterDisposeScope();
@@ -520,17 +535,17 @@ internal sealed class GptNeoXAttention : nn.Module
         return dense.forward(y.transpose(1, 2).reshape(b, l, -1)).MoveToOuterDisposeScope();    // (b, l, d)
     }
 
-    /// <summary>The same in few launches.</summary>
-    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    /// <summary>The same in few launches, of all tokens in one matrix: (b l, d) -> (b l, d).</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, long b, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
     {
         using var scope = NewDisposeScope();
-        var packed = query_key_value.forward(x);                                                // (b, l, 3 d)
+        var packed = query_key_value.forward(x).view(b, -1, _shape.Packed);                     // (b, l, 3 d)
         var (query, key, value) = cache is { } c                                                // (b, h, l, k), (b, h, t, k) twice
             ? RotaryKernel.SplitToCache(gpu, _shape, packed, rotary, c.Keys, c.Values, c.Length)
             : RotaryKernel.Split(gpu, _shape, packed, rotary);
-        var causal = pattern is null && x.shape[1] > 1;
+        var causal = pattern is null && packed.size(1) > 1;
         var y = F.scaled_dot_product_attention(query, key, value, pattern, is_casual: causal);  // (b, h, l, k)
-        return dense.forward(y.transpose(1, 2).reshape(x.shape)).MoveToOuterDisposeScope();     // (b, l, d)
+        return dense.forward(y.transpose(1, 2).reshape(-1, x.size(1))).MoveToOuterDisposeScope(); // (b l, d)
     }
 
     private static Tensor Turn(Tensor x, Tensor cos, Tensor sin)
