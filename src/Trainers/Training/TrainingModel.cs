@@ -137,7 +137,11 @@ internal sealed class TrainingModel : IDisposable
     {
         if (_features is null) return Model.Vision.Encode(Normalize(batch.Pixels!));
         using var noGradients = no_grad();
-        if (batch.Pixels is null) return MicroBatch.Send(_features.Get(batch), Device);
+        if (batch.Pixels is null)
+        {
+            using var kept = _features.Get(batch, Device);
+            return HostTensor.Send(kept, Device);
+        }
         var patches = Model.Vision.Encode(Normalize(batch.Pixels));
         _features.Add(batch, patches);
         return patches;
@@ -148,7 +152,7 @@ internal sealed class TrainingModel : IDisposable
     private Tensor Normalize(Tensor pixels)
     {
         using var scope = NewDisposeScope();
-        var x = MicroBatch.Send(pixels, Device).permute(0, 3, 1, 2).to(ScalarType.Float32);
+        var x = HostTensor.Send(pixels, Device).permute(0, 3, 1, 2).to(ScalarType.Float32);
         return ((x / _whole - _mean) / _std).contiguous().MoveToOuterDisposeScope();
     }
 
@@ -165,9 +169,18 @@ internal sealed class TrainingModel : IDisposable
             lock (_lock) return Array.TrueForAll(batch.PictureIndices, p => _features.ContainsKey((batch.Pictures, p)));
         }
 
-        public Tensor Get(MicroBatch batch)
+        // (k, n, width), for the device; the caller owns it.
+        public Tensor Get(MicroBatch batch, Device device)
         {
-            lock (_lock) return stack(batch.PictureIndices.Select(p => _features[(batch.Pictures, p)]));
+            Tensor[] kept;
+            lock (_lock) kept = Array.ConvertAll(batch.PictureIndices, p => _features[(batch.Pictures, p)]);
+            var all = HostTensor.Empty([kept.Length, .. kept[0].shape], kept[0].dtype, device);
+            for (var i = 0; i < kept.Length; i++)
+            {
+                using var one = all[i];
+                kept[i].bytes.CopyTo(one.bytes);
+            }
+            return all;
         }
 
         public void Add(MicroBatch batch, Tensor patches)
