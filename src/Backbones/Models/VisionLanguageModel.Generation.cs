@@ -12,7 +12,7 @@ public sealed partial class VisionLanguageModel
     private const int LongestPiece = 1024;
 
     // Of all rows that a GPU reads at once: enough to fill it, and it bounds the memory.
-    private const int MostPositions = 16384;
+    private const int MostPositions = 8192;
 
     /// <summary>Answers one prompt about one picture.</summary>
     /// <inheritdoc cref="Generate(IReadOnlyList{GenerationRequest}, GenerationOptions?, Action{int, string}?, CancellationToken)"/>
@@ -195,8 +195,15 @@ public sealed partial class VisionLanguageModel
         {
             var together = _model.Language.ReadsTogether || _model.Device.type == DeviceType.CUDA;
             return [.. rows.GroupBy(row => (row.First.Length, row.Request.InputIds.Count, row.Request.Image.Embeddings.shape[0], row.Request.Image.Embeddings.dtype))
-                .SelectMany(group => group.OrderBy(row => row.Source != row).Chunk(together ? Math.Max(1, MostPositions / Math.Min(LongestPiece, group.Key.Count)) : 1))
-                .Select(chunk => chunk.ToList())];
+                .SelectMany(group => group.OrderBy(row => row.Source != row).Chunk(Size(group.Count(), group.Key.Count))).Select(chunk => chunk.ToList())];
+
+            // As many as there are positions for, in batches of about one size.
+            int Size(int count, int length)
+            {
+                var most = together ? Math.Max(1, MostPositions / Math.Min(LongestPiece, length)) : 1;
+                var batches = (count + most - 1) / most;
+                return (count + batches - 1) / batches;
+            }
         }
 
         // Up to the separator that ends the picture, but never the whole prompt: the last piece gives the logits.
