@@ -76,7 +76,8 @@ internal sealed class TrainingLoop : IDisposable
             var ends = IsValidation && _state.LastValidation != _state.Step && Validate(reporter, stop);
             while (!ends && _state.Step < _total)
             {
-                if (wasCancelled = stop.IsCancellationRequested) break;
+                // The token learns of the context's cancellation from a timer, which a busy machine lets wait.
+                if (wasCancelled = stop.IsCancellationRequested || _host.IsCanceled) break;
                 using (var batch = feeder.Next())
                 {
                     Step(batch);
