@@ -81,6 +81,7 @@ internal sealed class TokenLossFunction : autograd.MultiTensorFunction<TokenLoss
         {
             // An exception must not cross libtorch's frames: a gradient that cannot fit makes autograd throw to the caller of
             // backward instead.
+            BackwardErrors.Keep(e);
             CudaGpu.Logger.LogError(e, "The backward pass of the loss failed; autograd will report an invalid gradient.");
             gradient = zeros(0);
         }

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using MambaVL.Models;
 using MambaVL.Transforms;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -137,7 +138,7 @@ internal sealed class TrainingLoop : IDisposable
                 if (!ReferenceEquals(micro, batch.Batches[0])) parameters.Gather();
                 using var inner = NewDisposeScope();
                 var loss = _model.Loss(micro);
-                loss.backward();
+                BackwardErrors.Backward(loss);
                 sum.add_(loss.detach());
                 return true;
             }, $"learning from {micro.Rows} rows of {micro.Length} ids about {micro.PictureIndices.Length} pictures of {_model.Model.Config.Images.ImageSize} x {_model.Model.Config.Images.ImageSize} pixels");
