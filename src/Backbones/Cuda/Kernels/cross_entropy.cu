@@ -4,10 +4,11 @@
 // A block has a row, and walks along it: forward once, with a maximum that moves, so that no exponential overflows; backward
 // once more. The gradient may lie where the logits were: an element is read and written by one thread. So logits of 16 bits
 // cost 2 + 4 bytes a number in all, and never stand in float32. Every sum has one order.
-// A target that is no column makes loss and gradient NaN. THREADS of a block: fewer for short rows.
+// A target that is no column makes loss and gradient NaN. THREADS of a block: fewer for short rows. TOGETHER: accesses of 8
+// numbers that a thread has on their way at once.
 //
 // check: -DTYPE=bf16 -DTHREADS=512
-// check: -DTYPE=f16 -DTHREADS=512
+// check: -DTYPE=f16 -DTHREADS=256
 // check: -DTYPE=float -DTHREADS=64
 #include "access.cuh"
 
@@ -15,21 +16,43 @@ constexpr int Warps = THREADS / 32;
 constexpr float Least = -1e30f;  // instead of minus infinity, of which the difference to itself is no number
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
 
-// Numbers before the first that lies at a multiple of 16 bytes. Rows of an odd length begin anywhere.
-DEVICE int lead(const TYPE* row) { return (int)((16 - ((u64)row & 15)) & 15) / (int)sizeof(TYPE); }
+#ifndef TOGETHER
+#define TOGETHER 2
+#endif
 
-// For each 8 numbers of the thread: `i` where they start, which for the row's first may be before it, and whether all 8 exist.
-#define EACH(row, width, i, whole) \
-    for (int i = (lead(row) ? lead(row) - 8 : 0) + threadIdx.x * 8; i < (width); i += THREADS * 8) \
-        if (const bool whole = i >= 0 && i + 8 <= (width); true)
-
-DEVICE void load(const TYPE* row, int width, int i, bool whole, float (&x)[8]) {
-    if (whole) load8(row + i, 8, x);
-    else {
+// 8 numbers at a multiple of 16 bytes.
+struct Eight { Words words[sizeof(TYPE) / 2]; };
+DEVICE Eight read(const TYPE* p) {
+    Eight e;
 #pragma unroll
-        for (int j = 0; j < 8; j++) x[j] = i + j >= 0 && i + j < width ? to_float(row[i + j]) : -INFINITE;
-    }
+    for (int i = 0; i < (int)sizeof(TYPE) / 2; i++) e.words[i] = ((const Words*)p)[i];
+    return e;
 }
+DEVICE void write(TYPE* p, const float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(TYPE) / 2; i++) ((Words*)p)[i] = pack(x + 4 * i, TYPE{});
+}
+DEVICE void unpack(const Eight& e, float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(TYPE) / 2; i++) unpack(e.words[i], x + 4 * i, TYPE{});
+}
+
+// How a row lies: rows of an odd length begin anywhere. Its eights start at multiples of 16 bytes; some numbers stand before the
+// first of them, and some behind the last.
+struct Row {
+    const TYPE* start;
+    int before, eights, width;
+    DEVICE Row(const TYPE* start, int width) : start(start), width(width) {
+        before = min((int)((16 - ((u64)start & 15)) & 15) / (int)sizeof(TYPE), width);
+        eights = (width - before) / 8;
+    }
+    DEVICE int at(int eight) const { return before + eight * 8; }
+    // The numbers at the ends, of which a thread has one: its place, or -1.
+    DEVICE int end(int thread) const {
+        const int place = thread < before ? thread : thread + eights * 8;
+        return place < width ? place : -1;
+    }
+};
 
 struct ForwardArguments {
     const TYPE* logits;    // (r, v)
@@ -43,20 +66,31 @@ struct ForwardArguments {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_forward(const __grid_constant__ ForwardArguments a) {
-    const TYPE* row = a.logits + blockIdx.x * (i64)a.width;
+    const Row row(a.logits + blockIdx.x * (i64)a.width, a.width);
     float most = Least, sum = 0.0f;
-    EACH(row, a.width, i, whole) {
-        float x[8];
-        load(row, a.width, i, whole, x);
-        float top = x[0];
+    if (const int i = row.end(threadIdx.x); i >= 0) {
+        most = fmaxf(Least, to_float(row.start[i]));
+        sum = exp2_fast((to_float(row.start[i]) - most) * LOG2_E);
+    }
+    for (int first = threadIdx.x; first < row.eights; first += THREADS * TOGETHER) {
+        Eight e[TOGETHER];
 #pragma unroll
-        for (int j = 1; j < 8; j++) top = fmaxf(top, x[j]);
-        if (top > most) {
-            sum *= exp2_fast((most - top) * LOG2_E);
-            most = top;
+        for (int q = 0; q < TOGETHER; q++) if (const int i = first + q * THREADS; i < row.eights) e[q] = read(row.start + row.at(i));
+#pragma unroll
+        for (int q = 0; q < TOGETHER; q++) {
+            if (first + q * THREADS >= row.eights) break;
+            float x[8];
+            unpack(e[q], x);
+            float top = x[0];
+#pragma unroll
+            for (int j = 1; j < 8; j++) top = fmaxf(top, x[j]);
+            if (top > most) {
+                sum *= exp2_fast((most - top) * LOG2_E);
+                most = top;
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += exp2_fast((x[j] - most) * LOG2_E);
         }
-#pragma unroll
-        for (int j = 0; j < 8; j++) sum += exp2_fast((x[j] - most) * LOG2_E);
     }
 
     __shared__ float tops[Warps], sums[Warps];
@@ -74,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_forward(cons
     for (int w = 0; w < Warps; w++) sum += sums[w] * exp2_fast((tops[w] - most) * LOG2_E);
     const float lse = most + logf(sum);
     const i64 target = a.targets[blockIdx.x];
-    const float x = target >= 0 && target < a.width ? to_float(row[target]) : NOT_A_NUMBER;
+    const float x = target >= 0 && target < a.width ? to_float(row.start[target]) : NOT_A_NUMBER;
     a.lse[blockIdx.x] = lse;
     a.losses[blockIdx.x] = (a.weights ? a.weights[blockIdx.x] : a.weight) * (lse - x);
 }
@@ -111,21 +145,38 @@ struct BackwardArguments {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_backward(const __grid_constant__ BackwardArguments a) {
-    const TYPE* row = a.logits + blockIdx.x * (i64)a.width;
+    const Row row(a.logits + blockIdx.x * (i64)a.width, a.width);
     TYPE* grad = a.grad_logits + blockIdx.x * (i64)a.width;
     const i64 target = a.targets[blockIdx.x];
     const float lse = a.lse[blockIdx.x];
     float scale = (a.weights ? a.weights[blockIdx.x] : a.weight) * *a.grad;
     if (target < 0 || target >= a.width) scale = NOT_A_NUMBER;
-    EACH(row, a.width, i, whole) {
-        float x[8];
-        load(row, a.width, i, whole, x);
+    if (const int i = row.end(threadIdx.x); i >= 0)
+        grad[i] = from_float<TYPE>(scale * (exp2_fast((to_float(row.start[i]) - lse) * LOG2_E) - (i == target ? 1.0f : 0.0f)));
+    // Rows of logits and of the gradient begin alike, or one of them is walked along number by number.
+    if (((u64)grad ^ (u64)row.start) & 15) {
+        for (int i = row.before + threadIdx.x; i < row.at(row.eights); i += THREADS)
+            grad[i] = from_float<TYPE>(scale * (exp2_fast((to_float(row.start[i]) - lse) * LOG2_E) - (i == target ? 1.0f : 0.0f)));
+        return;
+    }
+    const int column = (int)target - row.before;  // of the eights' numbers
+    for (int first = threadIdx.x; first < row.eights; first += THREADS * TOGETHER) {
+        Eight e[TOGETHER];
 #pragma unroll
-        for (int j = 0; j < 8; j++) x[j] = scale * (exp2_fast((x[j] - lse) * LOG2_E) - (i + j == target ? 1.0f : 0.0f));
-        if (whole) store8(grad + i, 8, x);
-        else {
+        for (int q = 0; q < TOGETHER; q++) if (const int i = first + q * THREADS; i < row.eights) e[q] = read(row.start + row.at(i));
 #pragma unroll
-            for (int j = 0; j < 8; j++) if (i + j >= 0 && i + j < a.width) grad[i + j] = from_float<TYPE>(x[j]);
+        for (int q = 0; q < TOGETHER; q++) {
+            const int i = first + q * THREADS;
+            if (i >= row.eights) break;
+            float x[8];
+            unpack(e[q], x);
+#pragma unroll
+            for (int j = 0; j < 8; j++) x[j] = scale * exp2_fast((x[j] - lse) * LOG2_E);
+            if (i == column >> 3) {
+#pragma unroll
+                for (int j = 0; j < 8; j++) if (j == (column & 7)) x[j] -= scale;
+            }
+            write(grad + row.at(i), x);
         }
     }
 }
