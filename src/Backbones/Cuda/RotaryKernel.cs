@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using System.Runtime.InteropServices;
+using MambaVL.Models;
 using Microsoft.Extensions.Logging;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -216,6 +217,7 @@ internal sealed class RotaryFunction : autograd.MultiTensorFunction<RotaryFuncti
         {
             // An exception must not cross libtorch's frames: the process would end. A gradient that cannot fit makes
             // autograd throw to the caller of backward instead.
+            BackwardErrors.Keep(e);
             CudaGpu.Logger.LogError(e, "The backward pass of the rotary kernel failed; autograd will report an invalid gradient.");
             gradient = zeros(0);
         }

@@ -128,7 +128,8 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             Add(mixer.dt_proj.weight, w.DeltaGradient, w.Steps.t());
             w.StepsGradient.addmm_(mixer.dt_proj.weight.t(), w.DeltaGradient, beta: 0);             // (r, R)
             Add(mixer.x_proj.weight, w.SelectedGradient, w.UT);
-            w.UGradient.addmm_(mixer.x_proj.weight.t(), w.SelectedGradient);                        // (e, R)
+            // The convolution adds this to the scan's gradient of u as it reads both. Delta's memory, which has done its work.
+            w.Delta.addmm_(mixer.x_proj.weight.t(), w.SelectedGradient, beta: 0);                   // (e, R)
 
             // The convolution, in_proj, and the norm, which gives its output once more for in_proj's weight.
             ConvolveBackward(w, mixer);
@@ -182,7 +183,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
         kernels.ConvolveBackward(new()
         {
             U = CudaTensor.Pointer(w.UZ), Weight = CudaTensor.Pointer(mixer.conv1d.weight), Bias = CudaTensor.Pointer(mixer.conv1d.bias),
-            GradY = CudaTensor.Pointer(w.UGradient), GradU = CudaTensor.Pointer(w.UZGradient), GradWeight = CudaTensor.Pointer(weight), GradBias = CudaTensor.Pointer(bias),
+            GradY = CudaTensor.Pointer(w.UGradient), GradYMore = CudaTensor.Pointer(w.Delta), GradU = CudaTensor.Pointer(w.UZGradient), GradWeight = CudaTensor.Pointer(weight), GradBias = CudaTensor.Pointer(bias),
             URow = w.Padded, UChannel = w.Tokens, GradYRow = w.Padded, GradYChannel = w.Tokens, GradURow = w.Padded, GradUChannel = w.Tokens,
             Rows = (int)w.Rows, Channels = (int)w.Channels, Length = w.Length, Add = addWeight || addBias ? 1 : 0,
         });

@@ -1,3 +1,4 @@
+using MambaVL.Cuda;
 using MambaVL.Generation;
 using MambaVL.Models;
 using MambaVL.Prompts;
@@ -32,6 +33,7 @@ public sealed partial class VisionLanguageModel
     /// <exception cref="ArgumentException">A prompt does not have a place for each of its picture's patches, or holds
     /// an id that the model does not have.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="CudaException">A kernel failed on the GPU.</exception>
     public IReadOnlyList<GenerationResult> Generate(IReadOnlyList<GenerationRequest> requests, GenerationOptions? options = null,
         Action<int, string>? onText = null, CancellationToken cancellationToken = default)
     {
@@ -113,14 +115,21 @@ public sealed partial class VisionLanguageModel
         public bool MoveNext()
         {
             _cancellation.ThrowIfCancellationRequested();
-            if (_started)
+            try
             {
-                if (!_session.Step()) return false;
+                if (_started)
+                {
+                    if (!_session.Step()) return false;
+                }
+                else
+                {
+                    Start();
+                    _started = true;
+                }
             }
-            else
+            catch (Exception e) when (CudaFaults.Behind(e) is { } fault)
             {
-                Start();
-                _started = true;
+                throw fault;
             }
 
             _newText.Clear();

@@ -90,8 +90,7 @@ internal sealed class TrainingModel : IDisposable
         var text = Model.Language.EmbedTrusted(x.Ids);                                  // (b, l, d)
         var rows = text.flatten(0, 1).index_copy(0, x.Places, embeddings.to(text.dtype).flatten(0, 1)).view(text.shape); // (b, l, d)
         var logits = Model.Language.LogitsAt(rows, x.Asked);                            // (p, vocabulary)
-        var losses = nn.functional.cross_entropy(logits.to(ScalarType.Float32), x.Targets, reduction: nn.Reduction.None); // (p)
-        return losses.dot(x.Weights).MoveToOuterDisposeScope();
+        return TokenLoss.Of(logits, x.Targets, x.Weights, overwrites: true).MoveToOuterDisposeScope();
     }
 
     /// <summary>A model of these weights that is independent of this one; the caller owns it.</summary>
