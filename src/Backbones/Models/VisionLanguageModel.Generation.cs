@@ -15,6 +15,9 @@ public sealed partial class VisionLanguageModel
     // Of all rows that a GPU reads at once: enough to fill it, and it bounds the memory.
     private const int MostPositions = 8192;
 
+    // Rows whose texts differ by less than this may reserve caches of one size.
+    private const int AboutOneLength = 256;
+
     /// <summary>Answers one prompt about one picture.</summary>
     /// <inheritdoc cref="Generate(IReadOnlyList{GenerationRequest}, GenerationOptions?, Action{int, string}?, CancellationToken)"/>
     public GenerationResult Generate(GenerationRequest request, GenerationOptions? options = null, CancellationToken cancellationToken = default)
@@ -169,7 +172,7 @@ public sealed partial class VisionLanguageModel
             {
                 foreach (var batch in batches)
                 {
-                    var states = _model.Language.CreateStates(batch.Count, batch[0].Request.InputIds.Count + _options.MaxNewTokens);
+                    var states = _model.Language.CreateStates(batch.Count, batch.Max(row => row.Request.InputIds.Count) + _options.MaxNewTokens);
                     for (var i = 0; i < batch.Count; i++) batch[i].State = states[i];
                 }
                 foreach (var batch in batches)
@@ -180,10 +183,13 @@ public sealed partial class VisionLanguageModel
                 foreach (var row in rows)
                     if (row.Source != row) row.State!.CopyFrom(row.Source.State!);
                 foreach (var batch in batches)
-                {
-                    using var last = Read(batch, row => row.Rest, withPicture: false);              // (b, vocabulary)
-                    for (var i = 0; i < batch.Count; i++) logits[batch[i].Index] = last.narrow(0, i, 1);
-                }
+                    for (var at = 0; at < batch.Count;)
+                    {
+                        var run = batch.Skip(at).TakeWhile(row => row.Rest.Length == batch[at].Rest.Length).ToList();
+                        using var last = Read(run, row => row.Rest, withPicture: false);            // (b, vocabulary)
+                        for (var i = 0; i < run.Count; i++) logits[run[i].Index] = last.narrow(0, i, 1);
+                        at += run.Count;
+                    }
                 foreach (var row in rows)
                 {
                     var (_, ids, seed) = row.Request;
@@ -198,20 +204,23 @@ public sealed partial class VisionLanguageModel
             }
         }
 
-        // Rows that a GPU reads at once: their pieces are equally long, and those stand first that read the first piece and do not
-        // take it from another row. On the CPU each row by itself, where more at once are no faster.
+        // Rows whose states lie side by side, for a GPU to read them at once: equally long up to the picture's end, and of about one
+        // length in all, as caches are reserved for the longest. Those stand first that read the first piece and do not take it
+        // from another row, and those with a rest of one length side by side. On the CPU each row stands by itself: more at once
+        // are no faster there.
         private List<List<Prompt>> Batches(List<Prompt> rows)
         {
             var together = _model.Language.ReadsTogether || _model.Device.type == DeviceType.CUDA;
-            return [.. rows.GroupBy(row => (row.First.Length, row.Request.InputIds.Count, row.Request.Image.Embeddings.shape[0], row.Request.Image.Embeddings.dtype))
-                .SelectMany(group => group.OrderBy(row => row.Source != row).Chunk(Size(group.Count(), group.Key.Count))).Select(chunk => chunk.ToList())];
+            return [.. rows.GroupBy(row => (row.First.Length, row.Rest.Length / AboutOneLength, row.Request.Image.Embeddings.shape[0], row.Request.Image.Embeddings.dtype))
+                .SelectMany(group => group.OrderBy(row => row.Source != row).ThenBy(row => row.Rest.Length).Chunk(Size([.. group])))
+                .Select(chunk => chunk.ToList())];
 
             // As many as there are positions for, in batches of about one size.
-            int Size(int count, int length)
+            int Size(List<Prompt> group)
             {
-                var most = together ? Math.Max(1, MostPositions / Math.Min(LongestPiece, length)) : 1;
-                var batches = (count + most - 1) / most;
-                return (count + batches - 1) / batches;
+                var most = together ? Math.Max(1, MostPositions / Math.Min(LongestPiece, group.Max(row => row.Request.InputIds.Count))) : 1;
+                var batches = (group.Count + most - 1) / most;
+                return (group.Count + batches - 1) / batches;
             }
         }
 

@@ -44,12 +44,12 @@ public class VisionLanguageModelTests
 
     // As on a GPU.
     [Theory, MemberData(nameof(Backbones))]
-    public void RowsOfOneLengthThatAreReadAtOnceSayTheSame(string backbone)
+    public void RowsThatAreReadAtOnceSayTheSame(string backbone)
     {
         using var model = TinyVisionLanguage.Create(backbone);
         var images = Enumerable.Range(1, 3).Select(model.Encode).ToList();
-        // Three pictures with one question, the first picture with two more of the same length, one of another length between them.
-        var requests = new[] { 0, 1, 2, 0, 0, 2 }.Select((image, i) => model.Request(images[image], Conversations[i == 3 ? 1 : 6], i)).ToList();
+        // Three pictures, some more than once; questions of one length and of others between them.
+        var requests = new[] { (0, 6), (1, 6), (2, 1), (0, 1), (2, 6), (1, 2), (0, 6), (1, 3) }.Select((r, i) => model.Request(images[r.Item1], Conversations[r.Item2], i)).ToList();
         requests.Insert(1, requests[0] with { InputIds = [.. requests[0].InputIds.SkipLast(1), requests[0].InputIds[^2]] });
         var byTurns = model.Generate(requests, Short);
         model.Language.ReadsTogether = true;
