@@ -71,13 +71,14 @@ internal sealed unsafe class CudaKernel
         CudaFaults.Launched(this, stream);
     }
 
-    /// <summary>Asks for all of a multiprocessor's first-level memory as shared memory, whatever this kernel takes of it. Kernels
+    /// <summary>Asks for a share of a multiprocessor's first-level memory as shared memory, whatever this kernel takes of it. Kernels
     /// that overlap want the same division: a multiprocessor changes it only when it is idle. A wish, not an order.</summary>
-    public void PreferShared()
+    /// <param name="percent">The first call's counts.</param>
+    public void PreferShared(int percent)
     {
         if (_prefersShared) return;
         using var scope = Gpu.Enter();
-        Gpu.Api.cuFuncSetAttribute(_function, SharedCarveout, 100);
+        Gpu.Api.cuFuncSetAttribute(_function, SharedCarveout, percent);
         _prefersShared = true;
     }
 

@@ -19,6 +19,9 @@ internal abstract unsafe class DecodeBatch : IDisposable
     // Tables of addresses for each layer: two.
     private const int TablesPerLayer = 2;
 
+    // Of a multiprocessor's first-level memory: the kernels want little, and activations of several rows are read through the rest.
+    private const int SharedPercent = 25;
+
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(1);
 
     private readonly List<Tensor> _buffers = [];
@@ -35,7 +38,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     protected DecodeBatch(CudaGpu gpu, DecoderWeights weights, DecoderShape shape, DecoderEnds ends)
     {
         (Gpu, Weights, Shape, _layers) = (gpu, weights, shape, shape.Layers);
-        Grid = new(gpu.SharedBytes, weights.Type == ScalarType.Float32 ? 4 : 2);
+        Grid = new(weights.Type == ScalarType.Float32 ? 4 : 2);
         try
         {
             _control = Buffer(ControlBytes);
@@ -70,9 +73,8 @@ internal abstract unsafe class DecodeBatch : IDisposable
 
     ~DecodeBatch() => Dispose(false);
 
-    /// <summary>Whether a kernel may start while the one before it ends. Off: as the kernels are, the blocks that come early take
-    /// the memory from those that work (a layer of mamba-2.8b takes 84 us with it and 60 without, H100, 2026-11-25).</summary>
-    public static bool Overlap { get; set; }
+    /// <summary>Whether a kernel may start while the one before it ends. For measuring what that gives.</summary>
+    public static bool Overlap { get; set; } = true;
 
     /// <summary>The weights that the steps read.</summary>
     public DecoderWeights Weights { get; }
@@ -269,7 +271,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     /// <param name="more">The model's own macros.</param>
     protected CudaModule Module(string file, int b, bool layerNorm, params ReadOnlySpan<string> more) => Gpu.Module(file,
     [
-        $"TYPE={TypeName}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}", $"ROOM={Grid.Room}",
+        $"TYPE={TypeName}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}",
         $"D={Shape.Hidden}", $"V={Shape.Vocabulary}", $"LAYER_NORM={(layerNorm ? "true" : "false")}", .. more,
     ]);
 
@@ -284,7 +286,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     protected static CudaKernel Of(CudaModule module, string entry)
     {
         var kernel = module.Kernel(entry);
-        kernel.PreferShared();
+        kernel.PreferShared(SharedPercent);
         return kernel;
     }
 

@@ -2,21 +2,11 @@ namespace MambaVL.Cuda;
 
 /// <summary>What the host counts of the kernels of a decode step, as decode.cuh does. How they are spread they say themselves
 /// (<see cref="Spread"/>).</summary>
-/// <param name="SharedBytes">The most shared memory of a block.</param>
 /// <param name="ElementSize">Bytes of a weight.</param>
-internal readonly record struct DecodeGrid(int SharedBytes, int ElementSize)
+internal readonly record struct DecodeGrid(int ElementSize)
 {
     /// <summary>Threads of a block, and of one of <c>normalise</c>.</summary>
     public const int Threads = 256, NormThreads = 512;
-
-    // Blocks that share a multiprocessor: PER_SM of one kernel and of the next.
-    private const int AtOnce = 4;
-
-    // What CUDA takes of each, and what is left for the small kernels between.
-    private const int ReservedBytes = 1024, OthersBytes = 6 * 1024;
-
-    /// <summary>Shared memory that a block may take (ROOM).</summary>
-    public int Room => (SharedBytes - OthersBytes) / AtOnce - ReservedBytes;
 
     /// <summary>Groups of 64 bytes in a row.</summary>
     public int Groups(int columns) => (columns * ElementSize + 63) / 64;

@@ -234,8 +234,21 @@ extern "C" __global__ void __launch_bounds__(CHOOSERS) choose(const __grid_const
     const float penalty = control.penalty, inverse = control.inverse_temperature;
     Best best = {-INFINITE, NONE};
     int broken = 0;
+    const bool plain = penalty == 1.0f && v % 4 == 0;
+    if (plain) {
+        const Quad<float>* quads = (const Quad<float>*)logits;
 #pragma unroll 8
-    for (int i = threadIdx.x; i < v; i += CHOOSERS) {
+        for (int i = threadIdx.x; i < v / 4; i += CHOOSERS) {
+            const Quad<float> q = quads[i];
+            broken |= (q.x != q.x) | (q.y != q.y) | (q.z != q.z) | (q.w != q.w);
+            best.take(q.x, 4 * i);
+            best.take(q.y, 4 * i + 1);
+            best.take(q.z, 4 * i + 2);
+            best.take(q.w, 4 * i + 3);
+        }
+    }
+#pragma unroll 8
+    for (int i = plain ? v : threadIdx.x; i < v; i += CHOOSERS) {
         float logit = logits[i];
         if (penalty != 1.0f && (seen[i >> 5] >> (i & 31) & 1)) {
             logit = logit > 0 ? logit / penalty : logit * penalty;

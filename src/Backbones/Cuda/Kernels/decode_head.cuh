@@ -64,14 +64,15 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) normalise(const __gri
     }
 }
 
-typedef Product<V, blocks_for(V, SMS * PER_SM), D> HeadProduct;
-SPREAD(head, blocks_for(V, SMS * PER_SM), HeadProduct::WORDS)
+typedef Product<V, D> HeadProduct;
+SPREAD(head, HeadProduct::BLOCKS, HeadProduct::WORDS)
 
 extern __shared__ Words dynamic[];
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) head(const __grid_constant__ Head a) {
     HeadProduct product;
-    product.begin(blockIdx.x, a.weight, nullptr, dynamic);
+    product.begin(blockIdx.x, a.weight, nullptr);
     wait_for_previous_kernel();
-    product.run(a.x, nullptr, [&](int row, int b, float sum) { a.logits[(i64)b * V + row] = sum; });
+    let_next_kernel_start();
+    product.run(a.x, nullptr, dynamic, [&](int row, int b, float sum) { a.logits[(i64)b * V + row] = sum; });
 }

@@ -8,9 +8,9 @@
 //
 // and without it seven: normalise, qkv, attend, dense, normalise, up, down. They overlap as those of mamba_decode.cu do.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DROOM=55000 -DV=50304 -DLAYER_NORM=true -DD=2560 -DH=32 -DK=80 -DR=20 -DM=10240 -DTANH_GELU=false
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DROOM=13000 -DV=101 -DLAYER_NORM=true -DD=57 -DH=3 -DK=19 -DR=6 -DM=91 -DTANH_GELU=true
-// check: -DTYPE=float -DB=4 -DSMS=132 -DROOM=55000 -DV=20011 -DLAYER_NORM=true -DD=768 -DH=12 -DK=64 -DR=16 -DM=3072 -DTANH_GELU=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DV=50304 -DLAYER_NORM=true -DD=2560 -DH=32 -DK=80 -DR=20 -DM=10240 -DTANH_GELU=false
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DV=101 -DLAYER_NORM=true -DD=57 -DH=3 -DK=19 -DR=6 -DM=91 -DTANH_GELU=true
+// check: -DTYPE=float -DB=4 -DSMS=132 -DV=20011 -DLAYER_NORM=true -DD=768 -DH=12 -DK=64 -DR=16 -DM=3072 -DTANH_GELU=false
 #include "decode_head.cuh"
 
 struct Layer {
@@ -30,25 +30,23 @@ struct Layer {
     Words *attended, *wide;          // (B, d), (B, m)
 };
 
-constexpr int PLACES = SMS * PER_SM;
-constexpr int QKV_BLOCKS = blocks_for(3 * D, PLACES), UP_BLOCKS = blocks_for(M, PLACES), OUTPUT_BLOCKS = blocks_for(D, PLACES);
-
-typedef Product<3 * D, QKV_BLOCKS, D> Qkv;
-typedef Product<M, UP_BLOCKS, D> Up;
-typedef Product<D, OUTPUT_BLOCKS, D, M> DenseDown;
-typedef Product<D, OUTPUT_BLOCKS, D> Dense;
-typedef Product<D, OUTPUT_BLOCKS, M> Down;
-SPREAD(qkv, QKV_BLOCKS, Qkv::WORDS)
-SPREAD(up, UP_BLOCKS, Up::WORDS)
-SPREAD(dense_down, OUTPUT_BLOCKS, DenseDown::WORDS)
-SPREAD(dense, OUTPUT_BLOCKS, Dense::WORDS)
-SPREAD(down, OUTPUT_BLOCKS, Down::WORDS)
+typedef Product<3 * D, D> Qkv;
+typedef Product<M, D> Up;
+typedef Product<D, D, M> DenseDown;
+typedef Product<D, D> Dense;
+typedef Product<D, M> Down;
+SPREAD(qkv, Qkv::BLOCKS, Qkv::WORDS)
+SPREAD(up, Up::BLOCKS, Up::WORDS)
+SPREAD(dense_down, DenseDown::BLOCKS, DenseDown::WORDS)
+SPREAD(dense, Dense::BLOCKS, Dense::WORDS)
+SPREAD(down, Down::BLOCKS, Down::WORDS)
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) qkv(const __grid_constant__ Layer a) {
     Qkv product;
-    product.begin(blockIdx.x, a.qkv, nullptr, dynamic);
+    product.begin(blockIdx.x, a.qkv, nullptr);
     wait_for_previous_kernel();
-    product.run(a.x, nullptr, [&](int row, int b, float sum) { a.projected[b * 3 * D + row] = a.qkv_bias ? sum + to_float(a.qkv_bias[row]) : sum; });
+    let_next_kernel_start();
+    product.run(a.x, nullptr, dynamic, [&](int row, int b, float sum) { a.projected[b * 3 * D + row] = a.qkv_bias ? sum + to_float(a.qkv_bias[row]) : sum; });
 }
 
 DEVICE float gelu(float x) {
@@ -57,13 +55,14 @@ DEVICE float gelu(float x) {
 }
 
 DEVICE void project_up(Up& product, const Layer& a, const Words* x) {
-    product.run(x, nullptr, [&](int row, int b, float sum) { pack(a.wide, M, b, row, gelu(sum + to_float(a.up_bias[row]))); });
+    product.run(x, nullptr, dynamic, [&](int row, int b, float sum) { pack(a.wide, M, b, row, gelu(sum + to_float(a.up_bias[row]))); });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) up(const __grid_constant__ Layer a) {
     Up product;
-    product.begin(blockIdx.x, a.up, nullptr, dynamic);
+    product.begin(blockIdx.x, a.up, nullptr);
     wait_for_previous_kernel();
+    let_next_kernel_start();
     project_up(product, a, a.x);
 }
 
@@ -78,7 +77,7 @@ constexpr int COLUMN_THREADS = divide_up(K, 32) * 32, COLUMN_SETS = THREADS / CO
 // be done puts them together, in their order.
 constexpr int MOST_PARTS = 16, PART_STEP = 32;
 COUNTED constexpr int parts_for(int blocks) { int parts = 1; while (parts < MOST_PARTS && 2 * parts * H <= blocks) parts *= 2; return parts; }
-constexpr int PARTS = parts_for(SMS), ITEMS = B * H * PARTS, ATTENTION_BLOCKS = least(ITEMS, SMS);
+constexpr int PARTS = parts_for(SMS), ITEMS = B * H * PARTS;
 constexpr int ATTENTION_WORDS = divide_up(THREADS + K + HEAD_GROUPS * K, 4);
 
 struct HeadVector { TYPE values[HEAD_VECTOR]; };
@@ -239,39 +238,42 @@ DEVICE void attend_part(const Layer& a, const Part& p, float* shared, float* scr
     pack(a.attended, D, p.b, p.head * K + threadIdx.x, sum / total);
 }
 
-DEVICE void attend_items(const Layer& a, int block) {
+DEVICE void attend_item(const Layer& a, int item) {
     __shared__ float scratch[WARPS];
-    prefetch(Part(a, block));
+    prefetch(Part(a, item));
     wait_for_previous_kernel();
     let_next_kernel_start();
-    for (int item = block; item < ITEMS; item += ATTENTION_BLOCKS) {
-        const Part p(a, item);
-        if (p.part >= p.parts) continue;
-        attend_part(a, p, (float*)dynamic, scratch);
-        __syncthreads();
+    const Part p(a, item);
+    if (p.part < p.parts) attend_part(a, p, (float*)dynamic, scratch);
+}
+
+SPREAD(attend, Up::BLOCKS + ITEMS, most(Up::WORDS, ATTENTION_WORDS))
+SPREAD(attend_alone, ITEMS, ATTENTION_WORDS)
+
+// Attention and `up` by turns, while there are blocks of both: attention waits more than it reads. `up` reads what was there before
+// `qkv`, which lets this kernel start only when it has waited for it itself: no wait.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) attend(const __grid_constant__ Layer a) {
+    constexpr int TURNS = least(ITEMS, Up::BLOCKS);
+    const int block = blockIdx.x, turn = block / 2;
+    const bool attends = turn < TURNS ? block % 2 == 0 : ITEMS > Up::BLOCKS, rest = turn >= TURNS;
+    if (attends) attend_item(a, rest ? block - TURNS : turn);
+    else {
+        Up product;
+        product.begin(rest ? block - TURNS : turn, a.up, nullptr);
+        let_next_kernel_start();
+        project_up(product, a, a.x2);
     }
 }
 
-SPREAD(attend, UP_BLOCKS + ATTENTION_BLOCKS, most(Up::WORDS, ATTENTION_WORDS))
-SPREAD(attend_alone, ATTENTION_BLOCKS, ATTENTION_WORDS)
-
-// `up` reads what was there before `qkv`, which lets this kernel start only when it has waited for it itself: no wait.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) attend(const __grid_constant__ Layer a) {
-    if (blockIdx.x < UP_BLOCKS) {
-        Up product;
-        product.begin(blockIdx.x, a.up, nullptr, dynamic);
-        project_up(product, a, a.x2);
-    } else attend_items(a, blockIdx.x - UP_BLOCKS);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) attend_alone(const __grid_constant__ Layer a) { attend_items(a, blockIdx.x); }
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) attend_alone(const __grid_constant__ Layer a) { attend_item(a, blockIdx.x); }
 
 // --- What is added to the residual ---
 template <bool DENSE, bool DOWN, class P> DEVICE void add_output(const Layer& a) {
     P product;
-    product.begin(blockIdx.x, DENSE ? a.dense : a.down, a.down, dynamic);
+    product.begin(blockIdx.x, DENSE ? a.dense : a.down, a.down);
     wait_for_previous_kernel();
-    product.run(DENSE ? a.attended : a.wide, a.wide, [&](int row, int b, float sum) {
+    let_next_kernel_start();
+    product.run(DENSE ? a.attended : a.wide, a.wide, dynamic, [&](int row, int b, float sum) {
         if (DENSE && a.dense_bias) sum += to_float(a.dense_bias[row]);
         if (DOWN) sum += to_float(a.down_bias[row]);
         a.residual[b * D + row] += sum;

@@ -10,10 +10,10 @@
 // Each may start before the one ahead of it has ended (programmatic dependent launch): it asks for its weights, which nothing
 // writes, then waits, then reads activations.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DROOM=55000 -DV=50280 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DROOM=55000 -DV=50280 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DROOM=13000 -DV=101 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
-// check: -DTYPE=float -DB=2 -DSMS=132 -DROOM=55000 -DV=20011 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DV=50280 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DV=50280 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DV=101 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
+// check: -DTYPE=float -DB=2 -DSMS=132 -DV=20011 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
 #include "decode_head.cuh"
 
 // A_log, D and the bias of dt_proj are float32 in a model of any precision, unless it was converted as a whole.
@@ -38,28 +38,26 @@ struct Layer {
     Words *u_packed, *y_packed;      // (B, e)
 };
 
-constexpr int PLACES = SMS * PER_SM;
-constexpr int SELECTED = R + 2 * N, SELECT_BLOCKS = tiles(SELECTED);
-constexpr int INPUT_BLOCKS = blocks_for(E, PLACES), GATE_BLOCKS = blocks_for(E, most(PLACES - SELECT_BLOCKS, PLACES / 2)), OUTPUT_BLOCKS = blocks_for(D, PLACES);
+constexpr int SELECTED = R + 2 * N;
 
-typedef Product<E, INPUT_BLOCKS, D> Input;
-typedef Product<E, GATE_BLOCKS, D> Gate;
-typedef Product<SELECTED, SELECT_BLOCKS, E> Select;
-typedef Product<D, OUTPUT_BLOCKS, E> Output;
-SPREAD(input, INPUT_BLOCKS, Input::WORDS)
-SPREAD(select, SELECT_BLOCKS + GATE_BLOCKS, most(Select::WORDS, Gate::WORDS))
-SPREAD(output, OUTPUT_BLOCKS, Output::WORDS)
+typedef Product<E, D> Input;
+typedef Product<SELECTED, E> Select;
+typedef Product<D, E> Output;
+SPREAD(input, Input::BLOCKS, Input::WORDS)
+SPREAD(select, Input::BLOCKS + Select::BLOCKS, Input::WORDS)
+SPREAD(output, Output::BLOCKS, Output::WORDS)
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(const __grid_constant__ Layer a) {
     Input product;
-    product.begin(blockIdx.x, a.in_proj, nullptr, dynamic);
-    for (int i = threadIdx.x; i < Input::MOST * B; i += THREADS) {
-        const int c = min(product.first + i % Input::MOST, E - 1);
-        prefetch_line(a.windows[i / Input::MOST] + c * K);
+    product.begin(blockIdx.x, a.in_proj, nullptr);
+    if (threadIdx.x < TILE * B) {
+        const int c = min(product.first + (int)threadIdx.x % TILE, E - 1);
+        prefetch_line(a.windows[threadIdx.x / TILE] + c * K);
         prefetch_line(a.conv + c * K);
     }
     wait_for_previous_kernel();
-    product.run(a.x, nullptr, [&](int c, int b, float u) {
+    let_next_kernel_start();
+    product.run(a.x, nullptr, dynamic, [&](int c, int b, float u) {
         if (a.in_bias) u += to_float(a.in_bias[c]);
         float* window = a.windows[b] + c * K;
         float seen[K], sum = a.conv_bias ? to_float(a.conv_bias[c]) : 0;
@@ -78,16 +76,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(cons
 
 // The gate reads what was there before `input`, which lets this kernel start only when it has waited for it itself: no wait.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(const __grid_constant__ Layer a) {
-    if (blockIdx.x < SELECT_BLOCKS) {
+    const bool selects = blockIdx.x < Select::BLOCKS;
+    const int block = selects ? blockIdx.x : blockIdx.x - Select::BLOCKS;
+    if (selects) {
         Select product;
-        product.begin(blockIdx.x, a.x_proj, nullptr, dynamic);
+        product.begin(block, a.x_proj, nullptr);
         wait_for_previous_kernel();
-        product.run(a.u_packed, nullptr, [&](int row, int b, float sum) { a.selected[b * SELECTED + row] = sum; });
+        let_next_kernel_start();
+        product.run(a.u_packed, nullptr, dynamic, [&](int row, int b, float sum) { a.selected[b * SELECTED + row] = sum; });
         return;
     }
-    Gate product;
-    product.begin(blockIdx.x - SELECT_BLOCKS, a.in_proj + (i64)E * D, nullptr, dynamic);
-    product.run(a.x, nullptr, [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
+    Input product;
+    product.begin(block, a.in_proj + (i64)E * D, nullptr);
+    let_next_kernel_start();
+    product.run(a.x, nullptr, dynamic, [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
 }
 
 // Eight lanes a channel: each has every eighth value of the state, and every eighth 16 bytes of dt_proj's row.
@@ -144,7 +146,8 @@ extern "C" __global__ void __launch_bounds__(STATE_THREADS) state(const __grid_c
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) output(const __grid_constant__ Layer a) {
     Output product;
-    product.begin(blockIdx.x, a.out_proj, nullptr, dynamic);
+    product.begin(blockIdx.x, a.out_proj, nullptr);
     wait_for_previous_kernel();
-    product.run(a.y_packed, nullptr, [&](int row, int b, float sum) { a.residual[b * D + row] += a.out_bias ? sum + to_float(a.out_bias[row]) : sum; });
+    let_next_kernel_start();
+    product.run(a.y_packed, nullptr, dynamic, [&](int row, int b, float sum) { a.residual[b * D + row] += a.out_bias ? sum + to_float(a.out_bias[row]) : sum; });
 }
