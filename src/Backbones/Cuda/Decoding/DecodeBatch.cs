@@ -203,6 +203,9 @@ internal abstract unsafe class DecodeBatch : IDisposable
         while (InFlight > 0) Wait(ids);
     }
 
+    /// <summary>Compiles the kernels for every number of rows, side by side; else each is compiled when it is first wanted.</summary>
+    public void CompileAll() => Parallel.For(0, 5, i => Launches(1 << i, overlap: false));
+
     public void Dispose()
     {
         GC.SuppressFinalize(this);

@@ -64,9 +64,10 @@ DEVICE void pack(Words* x, int columns, int b, int column, float value) {
 
 // --- Weights ---
 
+// Not by way of ld.global.nc, which the compiler would put off past any barrier until just before its use.
 DEVICE Words read_once(const void* p) {
     Words w;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p) : "memory");
     return w;
 }
 
@@ -74,7 +75,7 @@ DEVICE Words read_once(const void* p) {
 template <int COLUMNS> DEVICE Words read_weights(const TYPE* row, int column) {
     Words w = {0, 0, 0, 0};
     if (COLUMNS % VECTOR == 0) {
-        if (COLUMNS % GROUP == 0 || column < COLUMNS) w = read_once(row + column);
+        if (COLUMNS % (2 * GROUP) == 0 || column < COLUMNS) w = read_once(row + column);
     } else {
         union { TYPE values[VECTOR]; Words words; } u;
         u.words = w;
@@ -247,6 +248,7 @@ template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
         first = block * TILE;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) load(ahead[i], i);
+        __syncwarp();  // all of them are on their way before any is used
     }
 
     DEVICE void load(Words (&to)[2], int step) const {
