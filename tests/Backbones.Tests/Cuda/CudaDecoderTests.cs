@@ -17,7 +17,7 @@ public class CudaDecoderTests(ITestOutputHelper output)
 
     private static readonly Dictionary<string, LanguageConfig> Configurations = new()
     {
-        ["mamba, as published"] = new MambaConfig { HiddenSize = 96, LayerCount = 3, VocabularySize = 1003 },
+        ["mamba, as published"] = new MambaConfig { HiddenSize = 96, LayerCount = 3, VocabularySize = 1000 },
         ["mamba, 200 wide"] = new MambaConfig { HiddenSize = 200, LayerCount = 2, VocabularySize = 517, StateSize = 8, TimeStepRank = 6, Norm = NormKind.LayerNorm, ProjectionBias = true },
         ["mamba, odd sizes"] = new MambaConfig { HiddenSize = 37, LayerCount = 2, VocabularySize = 101, StateSize = 5, ConvolutionSize = 3, TimeStepRank = 7, TieEmbeddings = false, ConvolutionBias = false },
         ["mamba, 768 wide"] = new MambaConfig { HiddenSize = 768, LayerCount = 2, VocabularySize = 20011 },
