@@ -83,7 +83,7 @@ internal static class CudaScan
         return (output, lastState, checkpoints);
 
         void Launch(int pass, int pieces) =>
-            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1)), arguments);
+            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1), Overlap: pass == 2), arguments);
     }
 
     /// <summary>The gradients of all nine tensors, in the order of <see cref="ScanArguments.Tensors"/>; null where there is no
@@ -154,17 +154,18 @@ internal static class CudaScan
                 Launch(pieces > 1 ? 2 : 0, pieces);
 
                 void Launch(int pass, long pieces) =>
-                    Kernel(gpu, plan with { Pass = pass }, variant).Run(stream, new Launch((Blocks(now * batch), (int)pieces, 1), (plan.Threads, 1), plan.SharedBytes), arguments);
+                    Kernel(gpu, plan with { Pass = pass }, variant).Run(stream, new Launch((Blocks(now * batch), (int)pieces, 1), (plan.Threads, 1), plan.SharedBytes, Overlap: pass == 2), arguments);
             }
             if (length > 0)
             {
-                var threads = Math.Max(256, plan.Width);
-                var steps = threads / plan.Width;
+                const int threads = 512;                 // the widest step's
+                var split = Math.Min(8, threads / plan.Width);
+                var steps = threads / plan.Width / split;
                 gpu.Kernel("selective_scan_sum.cu", "selective_scan_sum",
                 [
                     $"B_TYPE={CudaTensor.TypeName(x.B.dtype)}", $"C_TYPE={CudaTensor.TypeName(x.C.dtype)}",
-                    $"N={states}", $"LANES={plan.Lanes}", $"STATES={plan.States}", $"THREADS={threads}",
-                ]).Run(stream, new Launch(Blocks(batch * ((length + steps - 1) / steps)), threads), new SumArguments
+                    $"N={states}", $"LANES={plan.Lanes}", $"STATES={plan.States}", $"THREADS={threads}", $"SPLIT={split}",
+                ]).Run(stream, new Launch(Blocks(batch * ((length + steps - 1) / steps)), threads, overlap: true), new SumArguments
                 {
                     Workspace = Pointer(workspace), GradB = Pointer(B), GradC = Pointer(C), ByB = new View(B).Strides, ByC = new View(C).Strides,
                     Batch = (int)batch, Length = (int)length, Parts = (int)perLaunch,
@@ -193,7 +194,7 @@ internal static class CudaScan
 
         /// <summary>The size of the kernel's struct Shared.</summary>
         public int SharedBytes => sizeof(float) *
-            (2 * Steps * 2 * Lanes * States + TileChannels * (2 * Steps + 4) + Channels * Threads * (Steps + 4));
+            (2 * Steps * 2 * Lanes * States + TileChannels * (Steps / 8 * 20 + 4) + Channels * Threads * (Steps + 4));
 
         /// <summary>Many channels: few lanes, as what is done once a step and channel costs the same for any number of states of
         /// a thread. Few channels: more lanes, so that every multiprocessor has something to do.</summary>
@@ -202,8 +203,8 @@ internal static class CudaScan
             var many = channels >= 128L * multiprocessors;
             var lanes = Math.Min(32, PowerOfTwo(states, many ? 8 : states <= 4 ? 4 : 2));
             var each = PowerOfTwo(states, lanes);
-            // 96 registers are enough for 8 states and narrow numbers; float32 takes twice as many to be loaded ahead.
-            var plan = new ForwardPlan(lanes, each, 1, Math.Min(64, 8 * lanes), 64, many && !wide ? 10 : 6);
+            // 128 registers hold 8 states and a tile of narrow numbers that is loaded ahead; float32 takes twice as many for that.
+            var plan = new ForwardPlan(lanes, each, 1, Math.Min(64, 8 * lanes), 64, many && !wide ? 8 : many ? 6 : 5);
             while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
             return plan;
         }
@@ -264,11 +265,13 @@ internal static class CudaScan
             return plan;
         }
 
-        /// <summary>Into how many pieces time is cut.</summary>
+        /// <summary>Into how many pieces time is cut, each of whole chunks: more than one where the channels' blocks fill less than
+        /// half of the GPU. The additional pass costs a fifth of a walk back; four pieces were the best of 1 to 10 for few rows
+        /// on an H100, and more where even those do not fill it.</summary>
         public int Pieces(long batch, long channels, long length, int multiprocessors)
         {
-            var blocks = Math.Max(1, batch * ((channels + TileChannels - 1) / TileChannels));
-            return (int)Math.Clamp(Math.Min((long)multiprocessors * Blocks / blocks, length / Chunk), 1, 32);
+            long blocks = Math.Max(1, batch * ((channels + TileChannels - 1) / TileChannels)), places = (long)multiprocessors * Blocks;
+            return 2 * blocks > places ? 1 : (int)Math.Clamp(Math.Max(4, places / blocks), 1, Math.Clamp(Chunks(length), 1, 32));
         }
 
         public string[] Defines() =>

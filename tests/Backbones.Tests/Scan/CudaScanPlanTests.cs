@@ -62,6 +62,17 @@ public class CudaScanPlanTests
     public void FewChannelsAndManyStepsAreCutIntoPieces(long channels, long length, int pieces) =>
         CudaScan.ForwardPlan.For(16, channels, 132, false).Pieces(channels, length, 132).Should().Be(pieces);
 
+    [Theory]
+    [InlineData(1, 3072, 640, 4)]
+    [InlineData(1, 5120, 640, 4)]
+    [InlineData(1, 5120, 8192, 4)]
+    [InlineData(1, 320, 8192, 32)]
+    [InlineData(1, 320, 100, 2)]  // no more pieces than chunks
+    [InlineData(1, 320, 0, 1)]
+    [InlineData(4, 5120, 2048, 1)] // fills an H100 by its channels
+    public void TheWayBackIsCutIntoPieces(long batch, long channels, long length, int pieces) =>
+        CudaScan.BackwardPlan.For(16, 227 * 1024).Pieces(batch, channels, length, 132).Should().Be(pieces);
+
     [Fact]
     public void OutputsAreLaidOutAsInputsWithoutGaps()
     {

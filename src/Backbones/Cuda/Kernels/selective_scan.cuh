@@ -144,8 +144,7 @@ template <int COUNT> DEVICE void write_vector(float* p, const float (&x)[COUNT])
     }
 }
 
-// Step sizes and what enters, for the steps of a channel: {step, step u}. The pitch keeps the channels of a warp apart in the banks.
-#define CHANNEL_PITCH (2 * STEPS + 4)
+// {step, what enters of u} of COUNT steps.
 template <int COUNT> DEVICE void read_steps(const float* p, float (&dt)[COUNT], float (&du)[COUNT]) {
     float pairs[2 * COUNT];
     read_vector<2 * COUNT>(p, pairs);

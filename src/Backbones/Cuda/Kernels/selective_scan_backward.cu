@@ -31,6 +31,8 @@
 #define TILES (CHUNK / STEPS)                            // of a chunk
 #define VISITS (PASS == 1 ? TILES : 2 * TILES - 1)       // of the tiles of a chunk: up to the last, which is also the first of the way back
 #define SEGMENTS (STEPS / R)                             // of a tile
+// The pitches keep the channels of a warp apart in the banks.
+#define CHANNEL_PITCH (2 * STEPS + 4)
 #define GY_PITCH (STEPS + 4)
 // A thread of group w of its warp has state s ^ (w % ORDERS) of its lane in register s: then a step of the sums over the channels
 // of a warp gives half of the registers and keeps the other half, without choosing between them.
@@ -110,6 +112,7 @@ DEVICE void sum_channels(float (&x)[2 * STATES], int w) {
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_backward(const __grid_constant__ Arguments a) {
     extern __shared__ Words memory[];
     Shared& shared = *(Shared*)memory;
+    let_next_kernel_start();
 
     const int row = blockIdx.x / a.parts, part = blockIdx.x % a.parts;
     const int q = threadIdx.x % LANES, group = threadIdx.x / LANES, w = threadIdx.x % 32 / LANES, order = w % ORDERS;
@@ -136,6 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_bac
         g[s] = grad_A[s] = 0.0f;
     }
     if (a.grad_last && exists && (PASS != 1 || piece == pieces - 1)) load_states(a.grad_last + (row * (i64)a.channels + channel) * N, q, order, g);
+    if (PASS == 2) wait_for_previous_kernel();           // PASS 1
     if (PASS == 2 && exists) {
         for (int later = pieces - 1; later > piece; later--) {
             const i64 at = ((i64)(later - 1) * a.batch + row) * a.channels + channel;
