@@ -52,12 +52,9 @@ internal static class GpuLanguageBenchmark
         using var embeddings = model.Embed(ids);
         return timer.Wall(options.Number("prefill-repeats", 7), _ =>
         {
-            for (var row = 0; row < rows; row++)
-            {
-                using var state = model.CreateState(Prompt + 1);
-                using var one = embeddings.narrow(0, row, 1);
-                model.Prefill(one, state).Dispose();
-            }
+            var states = model.CreateStates(rows, Prompt + 1);
+            model.Prefill(embeddings, states).Dispose();
+            foreach (var state in states) state.Dispose();
         }, warmUps: 2);
     }
 
@@ -71,12 +68,12 @@ internal static class GpuLanguageBenchmark
         {
             using var ids = randint(0, 50_000, [rows, Prompt], ScalarType.Int64, CUDA);
             using var embeddings = model.Embed(ids);
+            var states = model.CreateStates(rows, Prompt + generation.MaxNewTokens);
+            using var logits = model.Prefill(embeddings, states);
             for (var row = 0; row < rows; row++)
             {
-                var state = model.CreateState(Prompt + generation.MaxNewTokens);
-                using var one = embeddings.narrow(0, row, 1);
-                using var logits = model.Prefill(one, state);
-                session.Add(state, logits, new Sampler(generation, row, []));
+                using var last = logits.narrow(0, row, 1);
+                session.Add(states[row], last, new Sampler(generation, row, []));
             }
         }
         var times = new List<double>();

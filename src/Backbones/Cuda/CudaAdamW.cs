@@ -20,7 +20,7 @@ namespace MambaVL.Cuda;
 internal sealed class CudaAdamW : IDisposable
 {
     // Blocks of the partial sums: fixed, so that the order of the sum is the same on every GPU.
-    private const int Blocks = 1024, Threads = 256, Numbers = 8;
+    private const int Blocks = 2048, Threads = 256, Numbers = 8;
 
     private readonly CudaGpu _gpu;
     private readonly CudaKernel _squares, _norm, _step;

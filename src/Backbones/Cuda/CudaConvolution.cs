@@ -10,7 +10,7 @@ internal sealed class CudaConvolution
     /// <summary>The largest d_conv.</summary>
     public const int MaxSize = 8;
 
-    private const int Threads = 128, StepThreads = 256;
+    private const int Threads = 160, StepThreads = 256;
     private readonly CudaKernel _forward, _step, _backward;
     private readonly CudaGpu _gpu;
     private readonly ScalarType _type;
@@ -43,7 +43,7 @@ internal sealed class CudaConvolution
     [StructLayout(LayoutKind.Sequential)]
     public struct BackwardArguments
     {
-        public nint U, Weight, Bias, GradY, GradU, GradWeight, GradBias;
+        public nint U, Weight, Bias, GradY, GradYMore, GradU, GradWeight, GradBias;
         public long URow, UChannel, GradYRow, GradYChannel, GradURow, GradUChannel;
         public int Rows, Channels, Length, Add;
     }
@@ -91,18 +91,25 @@ internal sealed class CudaConvolution
     /// <param name="gradWeight">Receives [e, k]; null: not wanted.</param>
     /// <param name="gradBias">Receives [e]; null: not wanted.</param>
     /// <param name="add">Whether the gradients of weight and bias are added to what is there.</param>
+    /// <param name="gradYMore">A part of gradY that is still to be added to it, of the same shape and strides; or null.</param>
     /// <exception cref="ArgumentException">A tensor has another device, type, shape or stride.</exception>
-    public void Backward(Tensor u, Tensor weight, Tensor? bias, Tensor gradY, Tensor? gradU, Tensor? gradWeight, Tensor? gradBias, bool add = false)
+    public void Backward(Tensor u, Tensor weight, Tensor? bias, Tensor gradY, Tensor? gradU, Tensor? gradWeight, Tensor? gradBias, bool add = false, Tensor? gradYMore = null)
     {
         var (rows, channels, length) = Sizes(u, weight, bias);
         CudaArguments.FitsInTime(gradY, nameof(gradY), _gpu, _type, "(b, e, l)", rows, channels, length);
+        if (gradYMore is not null)
+        {
+            CudaArguments.FitsInTime(gradYMore, nameof(gradYMore), _gpu, _type, "(b, e, l)", rows, channels, length);
+            if (!gradYMore.stride().AsSpan().SequenceEqual(gradY.stride()))
+                throw new ArgumentException($"gradYMore has strides [{string.Join(", ", gradYMore.stride())}]; expected those of gradY, [{string.Join(", ", gradY.stride())}].", nameof(gradYMore));
+        }
         if (gradU is not null) CudaArguments.FitsInTime(gradU, nameof(gradU), _gpu, _type, "(b, e, l)", rows, channels, length);
         if (gradWeight is not null) CudaArguments.FitsContiguous(gradWeight, nameof(gradWeight), _gpu, _type, "(e, k)", channels, _size);
         if (gradBias is not null) CudaArguments.FitsContiguous(gradBias, nameof(gradBias), _gpu, _type, "(e)", channels);
         if (channels == 0) return;
         Backward(CudaStream.Current(_gpu.Index), new BackwardArguments
         {
-            U = CudaTensor.Pointer(u), Weight = CudaTensor.Pointer(weight), Bias = CudaTensor.Pointer(bias), GradY = CudaTensor.Pointer(gradY),
+            U = CudaTensor.Pointer(u), Weight = CudaTensor.Pointer(weight), Bias = CudaTensor.Pointer(bias), GradY = CudaTensor.Pointer(gradY), GradYMore = CudaTensor.Pointer(gradYMore),
             GradU = CudaTensor.Pointer(gradU), GradWeight = CudaTensor.Pointer(gradWeight), GradBias = CudaTensor.Pointer(gradBias),
             URow = u.stride(0), UChannel = u.stride(1), GradYRow = gradY.stride(0), GradYChannel = gradY.stride(1),
             GradURow = gradU?.stride(0) ?? 0, GradUChannel = gradU?.stride(1) ?? 0,

@@ -79,10 +79,13 @@ internal sealed unsafe class CudaGpu
     /// <param name="entry">Its name there (<c>extern "C"</c>).</param>
     /// <param name="defines">Macros as <c>NAME=VALUE</c>: another set is another compile.</param>
     /// <exception cref="CudaException">It does not compile or load.</exception>
-    public CudaKernel Kernel(string file, string entry, params ReadOnlySpan<string> defines)
+    public CudaKernel Kernel(string file, string entry, params ReadOnlySpan<string> defines) => Module(file, defines).Kernel(entry);
+
+    /// <summary>A source with a set of macros, compiled when it is first asked for; see <see cref="Kernel"/>.</summary>
+    public CudaModule Module(string file, params ReadOnlySpan<string> defines)
     {
         var key = (file, defines.Length == 0 ? "" : string.Join(' ', defines!));
-        return _modules.GetOrAdd(key, k => new(() => new CudaModule(this, k.File, k.Defines.Split(' ', StringSplitOptions.RemoveEmptyEntries)))).Value.Kernel(entry);
+        return _modules.GetOrAdd(key, k => new(() => new CudaModule(this, k.File, k.Defines.Split(' ', StringSplitOptions.RemoveEmptyEntries)))).Value;
     }
 
     /// <summary>Makes the context current for the calling thread until the result is disposed.</summary>

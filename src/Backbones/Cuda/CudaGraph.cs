@@ -20,6 +20,7 @@ internal sealed unsafe class CudaGraph : IDisposable
         using var scope = gpu.Enter();
         var api = gpu.Api;
         nint stream = 0, graph = 0, executable = 0;
+        var kernels = new List<string>();
         // Not tied to the default stream: work that another thread puts there meanwhile would end the capture.
         Check(api.cuStreamCreate(&stream, NonBlocking), "cuStreamCreate");
         try
@@ -27,12 +28,12 @@ internal sealed unsafe class CudaGraph : IDisposable
             Check(api.cuStreamBeginCapture_v2(stream, Relaxed), "cuStreamBeginCapture");
             try
             {
-                CudaFaults.Recording = true;
+                CudaFaults.Recorded = kernels;
                 launches(stream);
             }
             finally
             {
-                CudaFaults.Recording = false;
+                CudaFaults.Recorded = null;
                 var status = api.cuStreamEndCapture(stream, &graph);
                 if (status != 0 && graph != 0)
                 {
@@ -42,7 +43,7 @@ internal sealed unsafe class CudaGraph : IDisposable
             }
             if (graph == 0) throw new CudaException($"Recording {name} as a CUDA graph failed.");
             Check(api.cuGraphInstantiateWithFlags(&executable, graph, 0), "cuGraphInstantiate");
-            return new(gpu, name, executable);
+            return new(gpu, $"the graph {name} ({string.Join(", ", kernels.Distinct())})", executable);
         }
         finally
         {
@@ -63,7 +64,7 @@ internal sealed unsafe class CudaGraph : IDisposable
         ObjectDisposedException.ThrowIf(_executable == 0, this);
         using var scope = _gpu.Enter();
         var status = _gpu.Api.cuGraphLaunch(_executable, stream);
-        if (status != 0) throw new CudaException($"Starting the graph {_name} on cuda:{_gpu.Index} gave {_gpu.Api.Meaning(status)}.");
+        if (status != 0) throw CudaFaults.Error(_gpu, status, $"starting {_name}", $"cuda:{_gpu.Index} refused to start {_name}");
         CudaFaults.Launched(_gpu, _name, stream);
     }
 

@@ -65,7 +65,8 @@ internal sealed unsafe class CudaKernel
                 Attributes = &attribute, AttributeCount = launch.Overlap && Gpu.Capability >= 90 ? 1u : 0u,
             };
             var status = Gpu.Api.cuLaunchKernelEx(&config, _function, &argument, null);
-            if (status != 0) CudaFaults.Throw(this, launch, status);
+            if (status != 0)
+                throw CudaFaults.Error(Gpu, status, $"launching {Name}", $"cuda:{Gpu.Index} refused to launch {Name} with grid {launch.Grid}, block {launch.Block} (at most {MaxThreads} threads) and {launch.SharedBytes} bytes of shared memory");
         }
         CudaFaults.Launched(this, stream);
     }

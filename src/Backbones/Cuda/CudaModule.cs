@@ -46,6 +46,20 @@ internal sealed unsafe class CudaModule
         return new(_gpu, $"{_name}:{e}", function);
     });
 
+    /// <summary>The whole numbers of a constant in the source (<c>extern "C" __constant__ int name[]</c>).</summary>
+    public int[] Numbers(string name)
+    {
+        using var scope = _gpu.Enter();
+        ulong address = 0;
+        nuint bytes = 0;
+        int status;
+        fixed (byte* p = System.Text.Encoding.UTF8.GetBytes(name + '\0')) status = _gpu.Api.cuModuleGetGlobal_v2(&address, &bytes, _module, p);
+        var numbers = new int[(int)bytes / sizeof(int)];
+        if (status == 0)
+            fixed (int* p = numbers) status = _gpu.Api.cuMemcpyDtoH_v2(p, address, bytes);
+        return status == 0 ? numbers : throw new CudaException($"{_name} has no constant '{name}': {_gpu.Api.Meaning(status)}.");
+    }
+
     private static string[] Options(int capability, IReadOnlyList<string> defines, Nvrtc compiler)
     {
         // The GPU's own architecture, or the newest of its generation that this compiler knows: machine code runs on later ones of the same generation.

@@ -27,7 +27,7 @@ internal sealed class CudaNorm
         if (residualType != ScalarType.Float32 && residualType != type) throw new ArgumentException($"The residual stream is {residualType}; expected Float32 or {type}.", nameof(residualType));
         (_gpu, _type, _residualType, _width, _layerNorm) = (gpu, type, residualType, (int)width, kind == NormKind.LayerNorm);
         _threads = Math.Max(32, ((_width / (_width % 4 == 0 ? 4 : 1) + Accesses - 1) / Accesses + 31) / 32 * 32);
-        PartBlocks = 4 * gpu.Multiprocessors;
+        PartBlocks = 6 * gpu.Multiprocessors;
     }
 
     private const int MaxThreads = 1024, Accesses = 3;

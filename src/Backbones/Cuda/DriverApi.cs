@@ -18,6 +18,7 @@ internal sealed unsafe class DriverApi
     public readonly delegate* unmanaged<nint*, int> cuCtxPopCurrent_v2;
     public readonly delegate* unmanaged<nint*, void*, int> cuModuleLoadData;
     public readonly delegate* unmanaged<nint*, nint, byte*, int> cuModuleGetFunction;
+    public readonly delegate* unmanaged<ulong*, nuint*, nint, byte*, int> cuModuleGetGlobal_v2;
     public readonly delegate* unmanaged<nint, int, int, int> cuFuncSetAttribute;
     public readonly delegate* unmanaged<int*, int, nint, int> cuFuncGetAttribute;
     public readonly delegate* unmanaged<int*, nint, int, nuint, int> cuOccupancyMaxActiveBlocksPerMultiprocessor;
@@ -25,6 +26,7 @@ internal sealed unsafe class DriverApi
     public readonly delegate* unmanaged<nint*, uint, int> cuStreamCreate;
     public readonly delegate* unmanaged<nint, int> cuStreamDestroy_v2;
     public readonly delegate* unmanaged<nint, int> cuStreamSynchronize;
+    public readonly delegate* unmanaged<nint, ulong, uint, uint, int> cuStreamWriteValue32_v2;
     public readonly delegate* unmanaged<nint, int, int> cuStreamBeginCapture_v2;
     public readonly delegate* unmanaged<nint, nint*, int> cuStreamEndCapture;
     public readonly delegate* unmanaged<nint*, nint, ulong, int> cuGraphInstantiateWithFlags;
@@ -42,6 +44,7 @@ internal sealed unsafe class DriverApi
     public readonly delegate* unmanaged<void**, nuint, uint, int> cuMemHostAlloc;
     public readonly delegate* unmanaged<void*, int> cuMemFreeHost;
     public readonly delegate* unmanaged<ulong, void*, nuint, nint, int> cuMemcpyHtoDAsync_v2;
+    public readonly delegate* unmanaged<void*, ulong, nuint, int> cuMemcpyDtoH_v2;
 #pragma warning restore CS0649
 
     private DriverApi(nint library)

@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using System.Runtime.InteropServices;
+using MambaVL.Models;
 using Microsoft.Extensions.Logging;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -74,40 +75,32 @@ internal static class RotaryKernel
         Heads Part(int part) => shape.Of(CudaTensor.Pointer(packed), (int)packed.element_size(), tokens, part);
     }
 
-    /// <summary>Turns one row's queries in place, and writes its keys, turned, and values behind those of a cache.</summary>
+    /// <summary>Turns queries in place, and writes keys, turned, and values behind those of a cache.</summary>
     /// <param name="gpu">Of the projection.</param>
     /// <param name="shape">The heads.</param>
-    /// <param name="packed">[1, tokens, 3 heads width], contiguous; needs no gradient.</param>
+    /// <param name="packed">[rows, tokens, 3 heads width], contiguous; needs no gradient.</param>
     /// <param name="table">As for <see cref="Split"/>, of at least <paramref name="first"/> and so many tokens.</param>
-    /// <param name="keys">[heads, places, width], contiguous.</param>
+    /// <param name="keys">[rows, heads, places, width], each row contiguous.</param>
     /// <param name="values">The same.</param>
     /// <param name="first">The place, and the position, of the first new token.</param>
-    /// <returns>The queries, [1, heads, tokens, width], and all keys and values until now, [1, heads, first + tokens, width].</returns>
+    /// <returns>The queries, [rows, heads, tokens, width], and all keys and values until now, [rows, heads, first + tokens, width].</returns>
     public static (Tensor Query, Tensor Key, Tensor Value) SplitToCache(CudaGpu gpu, RotaryShape shape, Tensor packed, Tensor table, Tensor keys, Tensor values, int first)
     {
         var (rows, tokens) = Check(gpu, shape, packed, table, first);
-        if (rows != 1) throw new ArgumentException($"The projection has {rows} rows; a cache is of one.", nameof(packed));
-        var places = CheckCache(keys, nameof(keys));
-        CheckCache(values, nameof(values));
-        var size = (int)packed.element_size();
-        var source = CudaTensor.Pointer(packed);
+        var (size, source) = ((int)packed.element_size(), CudaTensor.Pointer(packed));
+        var (keyTo, valueTo) = (Place(keys, nameof(keys)), Place(values, nameof(values)));
         var query = shape.Of(source, size, tokens, RotaryShape.Query);
-        Run(gpu, shape, packed.dtype, 1, tokens, CudaTensor.Pointer(table) + (nint)first * shape.Turned * sizeof(float), back: false,
-            query, shape.Of(source, size, tokens, RotaryShape.Key), shape.Of(source, size, tokens, RotaryShape.Value),
-            query, Place(keys), Place(values));
-        return (shape.View(packed, 1, tokens, RotaryShape.Query), Until(keys), Until(values));
+        Run(gpu, shape, packed.dtype, rows, tokens, CudaTensor.Pointer(table) + (nint)first * shape.Turned * sizeof(float), back: false,
+            query, shape.Of(source, size, tokens, RotaryShape.Key), shape.Of(source, size, tokens, RotaryShape.Value), query, keyTo, valueTo);
+        return (shape.View(packed, rows, tokens, RotaryShape.Query), keys.narrow(2, 0, first + tokens), values.narrow(2, 0, first + tokens));
 
-        Heads Place(Tensor cache) => new(CudaTensor.Pointer(cache) + (nint)first * shape.Width * size, 0, shape.Width, places * shape.Width);
-
-        Tensor Until(Tensor cache) => cache.as_strided([1, shape.Count, first + tokens, shape.Width], [shape.Count * places * shape.Width, places * shape.Width, shape.Width, 1], cache.storage_offset());
-
-        long CheckCache(Tensor cache, string name)
+        Heads Place(Tensor cache, string name)
         {
-            var size = cache.shape;
-            if (cache.dtype != packed.dtype || cache.device_type != DeviceType.CUDA || cache.device_index != gpu.Index || !cache.is_contiguous()
-                || size.Length != 3 || size[0] != shape.Count || size[1] < first + tokens || size[2] != shape.Width)
-                throw new ArgumentException($"The cache is {Shown(cache)}; expected a contiguous [{shape.Count}, at least {first + tokens}, {shape.Width}] of {packed.dtype} on cuda:{gpu.Index}.", name);
-            return size[1];
+            if (cache.dtype != packed.dtype || cache.device_type != DeviceType.CUDA || cache.device_index != gpu.Index
+                || cache.dim() != 4 || cache.size(0) != rows || cache.size(1) != shape.Count || cache.size(2) < first + tokens || cache.size(3) != shape.Width
+                || cache.stride(3) != 1 || cache.stride(2) != shape.Width || cache.stride(1) != cache.size(2) * shape.Width || cache.stride(0) < shape.Count * cache.stride(1))
+                throw new ArgumentException($"The cache is {Shown(cache)}; expected [{rows}, {shape.Count}, at least {first + tokens}, {shape.Width}] of {packed.dtype} on cuda:{gpu.Index}, each row contiguous.", name);
+            return new(CudaTensor.Pointer(cache) + (nint)first * shape.Width * size, cache.stride(0), shape.Width, cache.stride(1));
         }
     }
 
@@ -149,14 +142,14 @@ internal static class RotaryKernel
 
     private static (long Rows, long Tokens) Check(CudaGpu gpu, RotaryShape shape, Tensor packed, Tensor table, int first)
     {
-        var size = packed.shape;
-        if (size.Length != 3 || size[2] != shape.Packed || packed.device_type != DeviceType.CUDA || packed.device_index != gpu.Index || !packed.is_contiguous())
+        if (packed.dim() != 3 || packed.size(2) != shape.Packed || packed.device_type != DeviceType.CUDA || packed.device_index != gpu.Index || !packed.is_contiguous())
             throw new ArgumentException($"The projection is {Shown(packed)}; expected a contiguous [rows, tokens, {shape.Packed}] on cuda:{gpu.Index}.", nameof(packed));
+        var (rows, tokens) = (packed.size(0), packed.size(1));
         var numbers = table.numel() * (table.dtype == ScalarType.ComplexFloat32 ? 2 : 1);
-        if (table.dtype is not (ScalarType.Float32 or ScalarType.ComplexFloat32) || numbers < (first + size[1]) * shape.Turned
+        if (table.dtype is not (ScalarType.Float32 or ScalarType.ComplexFloat32) || numbers < (first + tokens) * shape.Turned
             || table.device_type != DeviceType.CUDA || table.device_index != gpu.Index || !table.is_contiguous())
-            throw new ArgumentException($"The table of angles is {Shown(table)}; expected {first + size[1]} times {shape.Turned / 2} cosines and sines of Float32, contiguous, on cuda:{gpu.Index}.", nameof(table));
-        return (size[0], size[1]);
+            throw new ArgumentException($"The table of angles is {Shown(table)}; expected {first + tokens} times {shape.Turned / 2} cosines and sines of Float32, contiguous, on cuda:{gpu.Index}.", nameof(table));
+        return (rows, tokens);
     }
 
     private static string Shown(Tensor t) => $"{(t.is_contiguous() ? "" : "a strided ")}[{string.Join(", ", t.shape)}] of {t.dtype} on {t.device}";
@@ -224,6 +217,7 @@ internal sealed class RotaryFunction : autograd.MultiTensorFunction<RotaryFuncti
         {
             // An exception must not cross libtorch's frames: the process would end. A gradient that cannot fit makes
             // autograd throw to the caller of backward instead.
+            BackwardErrors.Keep(e);
             CudaGpu.Logger.LogError(e, "The backward pass of the rotary kernel failed; autograd will report an invalid gradient.");
             gradient = zeros(0);
         }

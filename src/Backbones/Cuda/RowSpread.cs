@@ -5,7 +5,7 @@ namespace MambaVL.Cuda;
 /// <summary>How a row is spread over the threads of a block that keeps it in registers (Kernels/rows.cuh).</summary>
 internal static class RowSpread
 {
-    private const int MostThreads = 256, MostNumbers = 64; // of a block; that a thread keeps
+    private const int MostThreads = 384, MostNumbers = 64; // of a block; that a thread keeps
 
     /// <summary>The numbers of one access: the most that the width and every tensor's address are multiples of, up to 16 bytes.</summary>
     public static int Vector(long width, int elementSize, params ReadOnlySpan<Tensor?> tensors)

@@ -26,10 +26,10 @@ internal static class SwiGluKernel
     /// <param name="eps">The norm's.</param>
     public static Tensor Run(CudaGpu gpu, Tensor x, long width, Tensor? weight = null, Tensor? bias = null, double eps = 0)
     {
-        var shape = x.shape;
-        var padded = shape[^1] / 2;
-        if (shape[^1] % 2 != 0 || padded < width || width < 1 || x.device_type != DeviceType.CUDA || x.device_index != gpu.Index || !x.is_contiguous())
-            throw new ArgumentException($"Gate and value are [{string.Join(", ", shape)}] of {x.dtype} on {x.device}{(x.is_contiguous() ? "" : ", strided")}; expected a contiguous [..., 2 n], n at least {width}, on cuda:{gpu.Index}.", nameof(x));
+        var twice = x.size(-1);
+        var padded = twice / 2;
+        if (twice % 2 != 0 || padded < width || width < 1 || x.device_type != DeviceType.CUDA || x.device_index != gpu.Index || !x.is_contiguous())
+            throw new ArgumentException($"Gate and value are [{string.Join(", ", x.shape)}] of {x.dtype} on {x.device}{(x.is_contiguous() ? "" : ", strided")}; expected a contiguous [..., 2 n], n at least {width}, on cuda:{gpu.Index}.", nameof(x));
         Check(weight, nameof(weight));
         Check(bias, nameof(bias));
         if ((weight is null) != (bias is null)) throw new ArgumentException("A norm has both weight and bias; one of them is null.", nameof(bias));
@@ -40,10 +40,9 @@ internal static class SwiGluKernel
             var threads = RowSpread.Threads(padded, vector) ?? throw new ArgumentException($"Rows of {padded} numbers do not fit into a block's registers.", nameof(x));
             return (gpu.Kernel("swiglu.cu", "swiglu", $"TYPE={CudaTensor.TypeName(type)}", $"WIDTH={width}", $"PADDED={padded}", $"VECTOR={vector}", $"THREADS={threads}", $"NORM={(norm ? 1 : 0)}"), threads);
         });
-        var rows = x.numel() / shape[^1];
+        var rows = x.numel() / twice;
         if (rows > int.MaxValue) throw new ArgumentException($"{rows} rows are more than one launch takes.", nameof(x));
-        shape[^1] = padded;
-        var y = empty(shape, dtype: x.dtype, device: x.device);
+        var y = x.dim() == 2 ? empty(rows, padded, dtype: x.dtype, device: x.device) : empty([.. x.shape[..^1], padded], dtype: x.dtype, device: x.device);
         if (rows == 0) return y;
         kernel.Run(CudaStream.Current(gpu.Index), new Launch((int)rows, threads), new Arguments
         {
@@ -54,7 +53,7 @@ internal static class SwiGluKernel
         void Check(Tensor? t, string name)
         {
             if (t is null) return;
-            if (t.dim() != 1 || t.shape[0] != padded || t.dtype != x.dtype || t.device_type != DeviceType.CUDA || t.device_index != gpu.Index || !t.is_contiguous())
+            if (t.dim() != 1 || t.size(0) != padded || t.dtype != x.dtype || t.device_type != DeviceType.CUDA || t.device_index != gpu.Index || !t.is_contiguous())
                 throw new ArgumentException($"The norm's {name} is [{string.Join(", ", t.shape)}] of {t.dtype} on {t.device}; expected a contiguous [{padded}] of {x.dtype} on cuda:{gpu.Index}.", name);
         }
     }

@@ -35,8 +35,9 @@ internal sealed class DecodingRow
 
 /// <summary>Decodes a batch of rows, a token for each row a step; a row that ends leaves the batch.</summary>
 /// <remarks>
-/// A row's tokens do not depend on the rows beside it: each is prefilled alone (no padding, so the same operations on
-/// the same numbers as by itself), and <see cref="LanguageModel.Decode"/> keeps rows apart. Owns the rows' states.
+/// A row's tokens do not depend on the rows beside it: <see cref="LanguageModel.Decode"/> keeps rows apart, and prompts are read
+/// one by one on the CPU. (On a GPU those of one length are read together, which may change the last bits.) Owns the rows'
+/// states.
 /// </remarks>
 internal sealed class DecodingSession(LanguageModel model, Device device, GenerationOptions options, int endToken) : IDisposable
 {

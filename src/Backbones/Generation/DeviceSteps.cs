@@ -65,7 +65,7 @@ internal sealed class DeviceSteps : IDisposable
     // As even parts as they can be, none larger than a batch.
     private void Load(IReadOnlyList<DecodingRow> active)
     {
-        var parts = (active.Count + _parts[0].Batch.MaxRows - 1) / _parts[0].Batch.MaxRows;
+        var parts = (active.Count + DecodeControl.MostRows - 1) / DecodeControl.MostRows;
         while (_parts.Count > parts)
         {
             _decoder.GiveBack(_parts[^1].Batch);

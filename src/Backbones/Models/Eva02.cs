@@ -98,26 +98,37 @@ public sealed class Eva02 : VisionEncoder
         var rotary = _rotaryTables.Get(rows, cols, images.device);                            // (l, 1, k / 2)
         var x = patch_embed.forward(images);                                                  // (b, n, d)
         x = cat([cls_token.expand(x.shape[0], -1, -1), x], 1) + PositionEmbedding(rows, cols); // (b, l, d)
-        var gpu = FusedChoice.For(x);
-        if (gpu is not null && RowSpread.Takes(Width) && !is_grad_enabled()) return Infer(gpu, x, rotary).MoveToOuterDisposeScope();
+        if (FusedChoice.For(x) is { } gpu) return OnGpu(gpu, x, rotary).MoveToOuterDisposeScope();
         foreach (var block in blocks)
         {
             using var before = x;
-            x = gpu is null ? block.forward(before, rotary) : block.Fused(gpu, before, rotary);
+            x = block.forward(before, rotary);
         }
         if (norm is not null) x = norm.forward(x);
         return x.MoveToOuterDisposeScope();
     }
 
-    // The blocks without gradients: each addition is one with the norm that comes next.
-    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary)
+    // The same in few launches, and all tokens in one matrix: (b, l, d) -> (b, l, d).
+    private Tensor OnGpu(CudaGpu gpu, Tensor images, Tensor rotary)
+    {
+        var (b, l) = (images.size(0), images.size(1));
+        var x = images.view(b * l, Width);
+        if (RowSpread.Takes(Width) && !is_grad_enabled()) return Infer(gpu, x, b, rotary).view(b, l, Width);
+        foreach (var block in blocks)
+        {
+            using var before = x;
+            x = block.Fused(gpu, before, b, rotary);
+        }
+        if (norm is not null) x = norm.forward(x);
+        return x.view(b, l, Width);
+    }
+
+    // The blocks without gradients, by which x is changed: each addition to it is one with the norm that comes next.
+    private Tensor Infer(CudaGpu gpu, Tensor x, long b, Tensor rotary)
     {
         var normed = blocks[0].norm1.forward(x);
         for (var i = 0; i < blocks.Count; i++)
-        {
-            using Tensor before = x, normedBefore = normed;
-            (x, normed) = blocks[i].Infer(gpu, before, normedBefore, rotary, i + 1 < blocks.Count ? blocks[i + 1].norm1 : norm);
-        }
+            blocks[i].Infer(gpu, x, normed, b, rotary, i + 1 < blocks.Count ? blocks[i + 1].norm1 : norm);
         return norm is null ? x : normed;
     }
 
@@ -167,26 +178,28 @@ internal sealed class Eva02Block : nn.Module<Tensor, Tensor, Tensor>
         return (x + mlp.forward(norm2.forward(x))).MoveToOuterDisposeScope(); // (b, l, d)
     }
 
-    /// <summary>The same without gradients, in fewer still: from the stream and its first norm to the stream and the norm that
-    /// comes after the block (without one, the stream in its place).</summary>
-    public (Tensor X, Tensor Normed) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor rotary, Norm? next)
+    /// <summary>The same without gradients, in fewer launches still and in place.</summary>
+    /// <param name="gpu">Of the tensors.</param>
+    /// <param name="x">(b l, d), the stream; becomes the block's output.</param>
+    /// <param name="normed">(b l, d), its first norm; becomes the norm that comes after the block.</param>
+    /// <param name="b">Images.</param>
+    /// <param name="rotary">The angles.</param>
+    /// <param name="next">The norm that comes after the block; null: none.</param>
+    public void Infer(CudaGpu gpu, Tensor x, Tensor normed, long b, Tensor rotary, Norm? next)
     {
         using var scope = NewDisposeScope();
-        (x, normed, _) = AddNormsKernel.Run(gpu, x, attn.Fused(gpu, normed, rotary), null, norm2);
+        AddNormsKernel.AddTo(gpu, x, attn.Fused(gpu, normed, b, rotary), norm2, normed);
         var y = mlp.Fused(gpu, normed);
-        if (next is not null) (x, normed, _) = AddNormsKernel.Run(gpu, x, y, null, next);
-        else x = normed = x + y;
-        x.MoveToOuterDisposeScope();
-        normed.MoveToOuterDisposeScope();
-        return (x, normed); // (b, l, d) both
+        if (next is not null) AddNormsKernel.AddTo(gpu, x, y, next, normed);
+        else x.add_(y);
     }
 
-    /// <summary>The same in few launches.</summary>
-    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary)
+    /// <summary>The same in few launches: (b l, d) -> (b l, d).</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, long b, Tensor rotary)
     {
         using var scope = NewDisposeScope();
-        x = x + attn.Fused(gpu, norm1.forward(x), rotary);
-        return (x + mlp.Fused(gpu, norm2.forward(x))).MoveToOuterDisposeScope(); // (b, l, d)
+        x = x + attn.Fused(gpu, norm1.forward(x), b, rotary);
+        return (x + mlp.Fused(gpu, norm2.forward(x))).MoveToOuterDisposeScope();
     }
 }
 
@@ -240,15 +253,17 @@ internal sealed class Eva02Attention : nn.Module<Tensor, Tensor, Tensor>
         return proj.forward(y).MoveToOuterDisposeScope();
     }
 
-    /// <summary>The same in few launches.</summary>
-    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary)
+    /// <summary>The same in few launches, of all tokens in one matrix: (b l, d) -> (b l, d).</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, long b, Tensor rotary)
     {
         using var scope = NewDisposeScope();
-        var packed = F.linear(x, Weights(), Biases());                      // (b, l, 3 d)
-        var (q, k, v) = RotaryKernel.Split(gpu, _shape, packed, rotary);    // (b, heads, l, k) each
-        var y = F.scaled_dot_product_attention(q, k, v);                    // (b, heads, l, k)
-        y = y.transpose(1, 2).reshape(x.shape);                             // (b, l, d)
-        if (norm is not null) y = norm.forward(y);
+        var packed = F.linear(x, Weights(), Biases()).view(b, -1, _shape.Packed); // (b, l, 3 d)
+        var (q, k, v) = RotaryKernel.Split(gpu, _shape, packed, rotary);          // (b, heads, l, k) each
+        var y = F.scaled_dot_product_attention(q, k, v);                          // (b, heads, l, k)
+        y = y.transpose(1, 2).reshape(-1, x.size(1));                             // (b l, d)
+        // Attention's own memory, or a copy of it: nobody else's.
+        if (norm is not null && !is_grad_enabled() && RowSpread.Takes(x.size(1))) AddNormsKernel.Normalise(gpu, y, norm);
+        else if (norm is not null) y = norm.forward(y);
         return proj.forward(y).MoveToOuterDisposeScope();
     }
 
@@ -337,7 +352,7 @@ internal sealed class Eva02Mlp : nn.Module<Tensor, Tensor>
         return fc2.forward(norm!.forward(y)).MoveToOuterDisposeScope(); // (b, l, d)
     }
 
-    /// <summary>The same in three launches, where nothing is to be learned.</summary>
+    /// <summary>The same in three launches, where nothing is to be learned: (b l, d) -> (b l, d).</summary>
     public Tensor Fused(CudaGpu gpu, Tensor x)
     {
         var frozen = IsFrozen();
@@ -345,9 +360,9 @@ internal sealed class Eva02Mlp : nn.Module<Tensor, Tensor>
         if ((!frozen && fc1 is null) || !RowSpread.Takes(_padded)) return forward(x); // not to be packed
         using var scope = NewDisposeScope();
         var (first, firstBias, second, weight, bias) = Padded();
-        var y = F.linear(x, first, firstBias);                                      // (b, l, 2 m), both halves padded
-        y = SwiGluKernel.Run(gpu, y, _width, weight, bias, Eva02Config.NormEps);    // (b, l, m), padded
-        return F.linear(y, second, fc2.bias).MoveToOuterDisposeScope();             // (b, l, d)
+        var y = F.linear(x, first, firstBias);                                      // (b l, 2 m), both halves padded
+        y = SwiGluKernel.Run(gpu, y, _width, weight, bias, Eva02Config.NormEps);    // (b l, m), padded
+        return F.linear(y, second, fc2.bias).MoveToOuterDisposeScope();             // (b l, d)
     }
 
     /// <summary>The weights as matrices of padded width, in which the parameters lie.</summary>

@@ -39,9 +39,9 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
 
     /// <summary>All layers, without the final norm: (b, l, d) -> (b, l, d), in the residual's precision.</summary>
     /// <param name="x">The embeddings, in the residual's precision.</param>
-    /// <param name="state">One row's state, moved on by l; null: each row starts from nothing.</param>
+    /// <param name="state">The rows' memory, moved on by l; null: each row starts from nothing.</param>
     /// <param name="hiddenStates">Receives the input of each layer; null where gradients are recorded.</param>
-    public Tensor Run(Tensor x, MambaState? state, IList<Tensor>? hiddenStates)
+    public Tensor Run(Tensor x, MambaMemory? state, IList<Tensor>? hiddenStates)
     {
         using var scope = NewDisposeScope();
         var (b, l, d, known) = (x.shape[0], x.shape[1], x.shape[2], hiddenStates?.Count ?? 0);
@@ -61,12 +61,12 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
     /// <summary>The forward pass. Everything is in the caller's dispose scope.</summary>
     /// <param name="x">(b, l, d), contiguous, l a multiple of <see cref="Alignment"/>.</param>
     /// <param name="length">The positions that count.</param>
-    /// <param name="state">One row's state, or null.</param>
+    /// <param name="state">The rows' memory, or null.</param>
     /// <param name="hiddenStates">Receives the input of each layer, (R, d).</param>
     /// <param name="kept">Receives what the backward pass needs, <see cref="KeptTensors"/> a layer; null: nothing is kept, and
     /// layers write over each other's results.</param>
     /// <returns>(R, d).</returns>
-    public Tensor Forward(Tensor x, int length, MambaState? state, IList<Tensor>? hiddenStates, List<Tensor>? kept)
+    public Tensor Forward(Tensor x, int length, MambaMemory? state, IList<Tensor>? hiddenStates, List<Tensor>? kept)
     {
         var w = new Workspace(this, x, length, backward: false);
         var residual = x.view(w.Tokens, w.Width);
@@ -86,7 +86,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             w.Selected.addmm_(mixer.x_proj.weight, w.U, beta: 0);                                   // (r + 2n, R)
             w.Delta.addmm_(mixer.dt_proj.weight, w.Steps, beta: 0);                                 // (e, R)
             var (_, last, checkpoints) = kernels.Scan(Arguments(w, mixer, state?.Scan[i]), kept is not null, w.YTarget);
-            if (state is not null) state.Scan[i].copy_(last[0]);
+            state?.Scan[i].copy_(last);
             w.Out.addmm_(w.YT, mixer.out_proj.weight.t(), beta: 0);                                 // (R, d)
             if (mixer.out_proj.bias is { } outBias) w.Out.add_(outBias);
             if (kept is not null) kept.AddRange([sum, w.UZ, w.Selected, w.Y, checkpoints!]);
@@ -128,7 +128,8 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             Add(mixer.dt_proj.weight, w.DeltaGradient, w.Steps.t());
             w.StepsGradient.addmm_(mixer.dt_proj.weight.t(), w.DeltaGradient, beta: 0);             // (r, R)
             Add(mixer.x_proj.weight, w.SelectedGradient, w.UT);
-            w.UGradient.addmm_(mixer.x_proj.weight.t(), w.SelectedGradient);                        // (e, R)
+            // The convolution adds this to the scan's gradient of u as it reads both. Delta's memory, which has done its work.
+            w.Delta.addmm_(mixer.x_proj.weight.t(), w.SelectedGradient, beta: 0);                   // (e, R)
 
             // The convolution, in_proj, and the norm, which gives its output once more for in_proj's weight.
             ConvolveBackward(w, mixer);
@@ -162,14 +163,14 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
         }, CudaTensor.Pointer(weight), CudaTensor.Pointer(bias), add);
     }
 
-    // u of uz. The state, if any, is of one row.
+    // u of uz.
     private void Convolve(Workspace w, MambaMixer mixer, Tensor? state)
     {
         var address = CudaTensor.Pointer(state);
         kernels.Convolve(new()
         {
             U = CudaTensor.Pointer(w.UZ), Weight = CudaTensor.Pointer(mixer.conv1d.weight), Bias = CudaTensor.Pointer(mixer.conv1d.bias), Y = CudaTensor.Pointer(w.U),
-            State = address, NextState = address, StateRow = w.Channels * config.ConvolutionSize,
+            State = address, NextState = address, StateRow = state?.stride(0) ?? 0,
             URow = w.Padded, UChannel = w.Tokens, YRow = w.Padded, YChannel = w.Tokens, Rows = (int)w.Rows, Channels = (int)w.Channels, Length = w.Length,
         });
     }
@@ -182,7 +183,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
         kernels.ConvolveBackward(new()
         {
             U = CudaTensor.Pointer(w.UZ), Weight = CudaTensor.Pointer(mixer.conv1d.weight), Bias = CudaTensor.Pointer(mixer.conv1d.bias),
-            GradY = CudaTensor.Pointer(w.UGradient), GradU = CudaTensor.Pointer(w.UZGradient), GradWeight = CudaTensor.Pointer(weight), GradBias = CudaTensor.Pointer(bias),
+            GradY = CudaTensor.Pointer(w.UGradient), GradYMore = CudaTensor.Pointer(w.Delta), GradU = CudaTensor.Pointer(w.UZGradient), GradWeight = CudaTensor.Pointer(weight), GradBias = CudaTensor.Pointer(bias),
             URow = w.Padded, UChannel = w.Tokens, GradYRow = w.Padded, GradYChannel = w.Tokens, GradURow = w.Padded, GradUChannel = w.Tokens,
             Rows = (int)w.Rows, Channels = (int)w.Channels, Length = w.Length, Add = addWeight || addBias ? 1 : 0,
         });
@@ -191,7 +192,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
     private ScanArguments Arguments(Workspace w, MambaMixer mixer, Tensor? state)
     {
         kernels.StateMatrix(new() { Log = CudaTensor.Pointer(mixer.A_log), A = CudaTensor.Pointer(w.A), Count = (int)(w.Channels * config.StateSize) });
-        return new(w.UInTime, w.DeltaInTime, w.A, w.B, w.C, mixer.D, w.Z, mixer.dt_proj.bias, true, state?.unsqueeze(0));
+        return new(w.UInTime, w.DeltaInTime, w.A, w.B, w.C, mixer.D, w.Z, mixer.dt_proj.bias, true, state);
     }
 
     private void AddFloats(Workspace w, MambaMixer mixer, Tensor gradA, Tensor gradD, Tensor gradBias)

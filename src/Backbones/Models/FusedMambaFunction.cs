@@ -57,6 +57,7 @@ internal sealed class FusedMambaFunction : autograd.MultiTensorFunction<FusedMam
         {
             // An exception must not cross libtorch's frames: the process would end. A gradient that cannot fit makes autograd
             // throw to the caller of backward instead.
+            BackwardErrors.Keep(e);
             CudaGpu.Logger.LogError(e, "The backward pass of the layers failed; autograd will report an invalid gradient.");
             gradient = failed = zeros(0);
         }

@@ -172,22 +172,33 @@ public sealed class GptNeoX : LanguageModel
     }
 
     /// <inheritdoc/>
-    public override DecoderState CreateState(int maxLength) => new GptNeoXState(this, maxLength);
+    public override DecoderState CreateState(int maxLength) => GptNeoXState.Create(this, 1, maxLength)[0];
+
+    /// <inheritdoc/>
+    public override IReadOnlyList<DecoderState> CreateStates(int count, int maxLength) => GptNeoXState.Create(this, count, maxLength);
 
     /// <inheritdoc/>
     public override Tensor Prefill(Tensor embeddings, DecoderState state)
     {
         CheckEmbeddings(embeddings, oneRow: true);
-        var own = CheckState<GptNeoXState>(state, this, embeddings.shape[1]);
+        return PrefillTogether(embeddings, [state]);
+    }
+
+    internal override bool CopiesStates => true;
+
+    internal override Tensor PrefillTogether(Tensor embeddings, IReadOnlyList<DecoderState> states)
+    {
+        var l = embeddings.shape[1];
+        foreach (var state in states) CheckState<GptNeoXState>(state, this, l);
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
-        var l = embeddings.shape[1];
         // One new token sees every position; a first piece is causal, which attention knows by itself.
+        var memory = GptNeoXMemory.Of(states);
         Tensor? pattern = null;
-        if (l > 1 && own.Length > 0)
-            pattern = ones(l, own.Length + l, dtype: ScalarType.Bool, device: embeddings.device).tril(own.Length); // (l, t)
-        var x = gpt_neox.Layers(embeddings, pattern, own, null);
-        own.Length += (int)l;
+        if (l > 1 && memory.Length > 0)
+            pattern = ones(l, memory.Length + l, dtype: ScalarType.Bool, device: embeddings.device).tril(memory.Length); // (l, t)
+        var x = gpt_neox.Layers(embeddings, pattern, memory, null);
+        foreach (var state in states) state.Length += (int)l;
         return LastLogits(x).MoveToOuterDisposeScope();
     }
 
@@ -211,8 +222,8 @@ public sealed class GptNeoX : LanguageModel
 
     private Tensor LastLogits(Tensor x)
     {
-        x = gpt_neox.final_layer_norm.forward(x.narrow(1, x.shape[1] - 1, 1)); // (1, 1, d)
-        return Head(x.squeeze(1)).to(ScalarType.Float32);                     // (1, v)
+        x = gpt_neox.final_layer_norm.forward(x.select(1, x.shape[1] - 1)); // (b, d)
+        return Head(x).to(ScalarType.Float32);                             // (b, v)
     }
 
     private Tensor Head(Tensor x) => F.linear(x, embed_out?.weight ?? gpt_neox.embed_in.weight);
@@ -229,42 +240,66 @@ public sealed class GptNeoX : LanguageModel
 /// <summary>The keys and values of one row, a pair of tensors for each layer.</summary>
 internal sealed class GptNeoXState : DecoderState
 {
-    /// <summary>(h, maxLength, k) for each layer, in the precision of the weights, already turned by their position; the
+    private GptNeoXState(GptNeoX model, int maxLength, Tensor[] keys, Tensor[] values)
+        => (Model, MaxLength, Keys, Values) = (model, maxLength, keys, values);
+
+    /// <summary>(1, h, maxLength, k) for each layer, in the precision of the weights, already turned by their position; the
     /// first <see cref="DecoderState.Length"/> positions hold something.</summary>
     public Tensor[] Keys { get; }
 
     /// <summary>As <see cref="Keys"/>, not turned.</summary>
     public Tensor[] Values { get; }
 
-    public GptNeoXState(GptNeoX model, int maxLength)
+    /// <summary>Empty states, side by side.</summary>
+    public static GptNeoXState[] Create(GptNeoX model, int count, int maxLength)
     {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(count);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxLength);
-        Model = model;
-        MaxLength = maxLength;
-        var config = model.Config;
-        var weight = model.gpt_neox.embed_in.weight;
+        var (config, weight, group) = (model.Config, model.gpt_neox.embed_in.weight, new object());
         long[] shape = [config.HeadCount, maxLength, config.HeadSize];
-        Keys = StateTensors.Empty(config.LayerCount, shape, weight.dtype, weight.device);
-        Values = StateTensors.Empty(config.LayerCount, shape, weight.dtype, weight.device);
+        var keys = StateTensors.Empty(count, config.LayerCount, shape, weight.dtype, weight.device, zero: false);
+        var values = StateTensors.Empty(count, config.LayerCount, shape, weight.dtype, weight.device, zero: false);
+        return [.. Enumerable.Range(0, count).Select(i => new GptNeoXState(model, maxLength, keys[i], values[i]) { Group = group, Row = i })];
     }
 
     public override DecoderState Clone()
     {
         ObjectDisposedException.ThrowIf(IsDisposed, this);
-        var copy = new GptNeoXState((GptNeoX)Model!, MaxLength) { Length = Length };
-        foreach (var (from, to) in Keys.Concat(Values).Zip(copy.Keys.Concat(copy.Values)))
+        var copy = Create((GptNeoX)Model!, 1, MaxLength)[0];
+        copy.CopyFrom(this);
+        return copy;
+    }
+
+    internal override void CopyFrom(DecoderState other)
+    {
+        var from = (GptNeoXState)other;
+        foreach (var (theirs, ours) in from.Keys.Concat(from.Values).Zip(Keys.Concat(Values)))
         {
-            using var source = from.narrow(1, 0, Length);
-            using var target = to.narrow(1, 0, Length);
+            using var source = theirs.narrow(2, 0, from.Length);
+            using var target = ours.narrow(2, 0, from.Length);
             target.copy_(source);
         }
-        return copy;
+        Length = from.Length;
     }
 
     protected override void Dispose(bool disposing)
     {
         IsDisposed = true;
         foreach (var t in Keys.Concat(Values)) t.Dispose();
+    }
+}
+
+/// <summary>The caches that layers which read several rows at once move on.</summary>
+/// <param name="Keys">(b, h, maxLength, k) for each layer.</param>
+/// <param name="Values">As these.</param>
+/// <param name="Length">The positions that each row holds already.</param>
+internal sealed record GptNeoXMemory(Tensor[] Keys, Tensor[] Values, int Length)
+{
+    /// <summary>That of states which lie side by side and hold equally many positions. In the caller's dispose scope.</summary>
+    public static GptNeoXMemory Of(IReadOnlyList<DecoderState> states)
+    {
+        var first = (GptNeoXState)states[0];
+        return new(StateTensors.Together(first.Keys, states.Count), StateTensors.Together(first.Values, states.Count), first.Length);
     }
 }
 
@@ -289,42 +324,57 @@ internal sealed class GptNeoXBody : nn.Module
     /// <summary>All layers, without the final norm: (b, l, d) -> (b, l, d).</summary>
     /// <param name="embeddings">(b, l, d).</param>
     /// <param name="pattern">Who sees whom, to broadcast to (b, h, l, t); null: causal.</param>
-    /// <param name="state">One row's cache, which the new keys and values join; null: none.</param>
+    /// <param name="state">The rows' caches, which the new keys and values join; null: none.</param>
     /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
-    public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
+    public Tensor Layers(Tensor embeddings, Tensor? pattern, GptNeoXMemory? state, IList<Tensor>? hiddenStates)
     {
         var (first, l) = (state?.Length ?? 0, embeddings.shape[1]);
         var x = embeddings.to(embed_in.weight.dtype);
-        var gpu = FusedChoice.For(x);
-        var (cos, sin) = gpu is null ? RotaryTables(first, l) : default;
-        var table = gpu is null ? null : _tables.Get(x.device, first + l);
-        if (gpu is not null && RowSpread.Takes(_config.HiddenSize) && !is_grad_enabled()) return Infer(gpu, x.contiguous(), table!, pattern, state, hiddenStates);
+        if (FusedChoice.For(x) is { } gpu) return OnGpu(gpu, x, pattern, state, hiddenStates);
+        var (cos, sin) = RotaryTables(first, l);
         for (var i = 0; i < layers.Count; i++)
         {
             hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
             using var input = x;
-            GptNeoXCache? cache = state is null ? null : new(state.Keys[i], state.Values[i], first);
-            x = gpu is null ? layers[i].Run(input, cos, sin, pattern, cache) : layers[i].Fused(gpu, input, table!, pattern, cache);
+            x = layers[i].Run(input, cos, sin, pattern, Cache(state, i));
         }
         hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
         return x;
     }
 
+    // The same in few launches, and all tokens in one matrix: (b, l, d) -> (b, l, d).
+    private Tensor OnGpu(CudaGpu gpu, Tensor embeddings, Tensor? pattern, GptNeoXMemory? state, IList<Tensor>? hiddenStates)
+    {
+        var (b, l, d) = (embeddings.size(0), embeddings.size(1), embeddings.size(2));
+        var table = _tables.Get(embeddings.device, (state?.Length ?? 0) + l);
+        var x = embeddings.reshape(b * l, d);
+        if (RowSpread.Takes(d) && !is_grad_enabled()) return Infer(gpu, x, b, table, pattern, state, hiddenStates).view(b, l, d);
+        for (var i = 0; i < layers.Count; i++)
+        {
+            hiddenStates?.Add(x.view(b, l, d).MoveToOuterDisposeScope());
+            using var input = x;
+            x = layers[i].Fused(gpu, input, b, table, pattern, Cache(state, i));
+        }
+        hiddenStates?.Add(x.view(b, l, d).MoveToOuterDisposeScope());
+        return x.view(b, l, d);
+    }
+
     // The layers without gradients: each addition is one with the norms that come next.
-    private Tensor Infer(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXState? state, IList<Tensor>? hiddenStates)
+    private Tensor Infer(CudaGpu gpu, Tensor x, long b, Tensor rotary, Tensor? pattern, GptNeoXMemory? state, IList<Tensor>? hiddenStates)
     {
         var (normed, other) = (layers[0].input_layernorm.forward(x), _config.ParallelResidual ? layers[0].post_attention_layernorm.forward(x) : null);
         for (var i = 0; i < layers.Count; i++)
         {
-            hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+            hiddenStates?.Add(x.view(b, -1, _config.HiddenSize).MoveToOuterDisposeScope());
             using Tensor input = x, normedInput = normed;
             using var otherInput = other;
-            (x, normed, other) = layers[i].Infer(gpu, input, normedInput, otherInput, i + 1 < layers.Count ? layers[i + 1] : null, rotary, pattern,
-                state is null ? null : new(state.Keys[i], state.Values[i], state.Length));
+            (x, normed, other) = layers[i].Infer(gpu, input, normedInput, otherInput, i + 1 < layers.Count ? layers[i + 1] : null, b, rotary, pattern, Cache(state, i));
         }
-        hiddenStates?.Add(x.alias().MoveToOuterDisposeScope());
+        hiddenStates?.Add(x.view(b, -1, _config.HiddenSize).MoveToOuterDisposeScope());
         return x;
     }
+
+    private static GptNeoXCache? Cache(GptNeoXMemory? state, int layer) => state is null ? null : new(state.Keys[layer], state.Values[layer], state.Length);
 
     // Position p turns the pair (i, i + r/2) of a head by the angle p / base^(2i/r). Positions and angles are float32 in
     // every precision, for bfloat16 does not tell position 257 from 258; only the tables are rounded to the model's.
@@ -419,10 +469,10 @@ internal sealed class GptNeoXLayer : nn.Module
 
     /// <summary>The same without gradients, in fewer still: from the stream and its norms (the second where the MLP reads it
     /// too) to the stream and the norms of the next layer (after the last one, none).</summary>
-    public (Tensor X, Tensor Normed, Tensor? Other) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor? other, GptNeoXLayer? next, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    public (Tensor X, Tensor Normed, Tensor? Other) Infer(CudaGpu gpu, Tensor x, Tensor normed, Tensor? other, GptNeoXLayer? next, long b, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
     {
         using var scope = NewDisposeScope();
-        var attended = attention.Fused(gpu, normed, rotary, pattern, cache);
+        var attended = attention.Fused(gpu, normed, b, rotary, pattern, cache);
         if (other is null) (x, other, _) = AddNormsKernel.Run(gpu, x, attended, null, post_attention_layernorm);
         var y = mlp.forward(other);
         var second = _parallel ? attended : null;
@@ -430,21 +480,21 @@ internal sealed class GptNeoXLayer : nn.Module
         else (x, other) = (second is null ? y + x : y + second + x, null);
         x.MoveToOuterDisposeScope();
         if (next is not null) normed.MoveToOuterDisposeScope();
-        return (x, normed, other?.MoveToOuterDisposeScope()); // (b, l, d) each
+        return (x, normed, other?.MoveToOuterDisposeScope()); // (b l, d) each
     }
 
-    /// <summary>The same in few launches.</summary>
-    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    /// <summary>The same in few launches: (b l, d) -> (b l, d).</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, long b, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
     {
         using var scope = NewDisposeScope();
-        var attended = attention.Fused(gpu, input_layernorm.forward(x), rotary, pattern, cache);
+        var attended = attention.Fused(gpu, input_layernorm.forward(x), b, rotary, pattern, cache);
         if (_parallel) return (mlp.forward(post_attention_layernorm.forward(x)) + attended + x).MoveToOuterDisposeScope();
         x = x + attended;
         return (mlp.forward(post_attention_layernorm.forward(x)) + x).MoveToOuterDisposeScope();
     }
 }
 
-/// <summary>One layer's share of a <see cref="GptNeoXState"/>.</summary>
+/// <summary>One layer's share of a <see cref="GptNeoXMemory"/>.</summary>
 internal readonly record struct GptNeoXCache(Tensor Keys, Tensor Values, int Length);
 
 internal sealed class GptNeoXAttention : nn.Module
@@ -475,27 +525,27 @@ internal sealed class GptNeoXAttention : nn.Module
         var value = qkv.select(3, 2).transpose(1, 2);                                           // (b, h, l, k)
         if (cache is { } c)
         {
-            c.Keys.narrow(1, c.Length, l).copy_(key[0]);
-            c.Values.narrow(1, c.Length, l).copy_(value[0]);
-            key = c.Keys.narrow(1, 0, c.Length + l).unsqueeze(0);                               // (1, h, t, k)
-            value = c.Values.narrow(1, 0, c.Length + l).unsqueeze(0);                           // (1, h, t, k)
+            c.Keys.narrow(2, c.Length, l).copy_(key);
+            c.Values.narrow(2, c.Length, l).copy_(value);
+            key = c.Keys.narrow(2, 0, c.Length + l);                                            // (b, h, t, k)
+            value = c.Values.narrow(2, 0, c.Length + l);                                        // (b, h, t, k)
         }
         var causal = pattern is null && l > 1;
         var y = F.scaled_dot_product_attention(query, key, value, pattern, is_casual: causal); // (b, h, l, k)
         return dense.forward(y.transpose(1, 2).reshape(b, l, -1)).MoveToOuterDisposeScope();    // (b, l, d)
     }
 
-    /// <summary>The same in few launches.</summary>
-    public Tensor Fused(CudaGpu gpu, Tensor x, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
+    /// <summary>The same in few launches, of all tokens in one matrix: (b l, d) -> (b l, d).</summary>
+    public Tensor Fused(CudaGpu gpu, Tensor x, long b, Tensor rotary, Tensor? pattern, GptNeoXCache? cache)
     {
         using var scope = NewDisposeScope();
-        var packed = query_key_value.forward(x);                                                // (b, l, 3 d)
+        var packed = query_key_value.forward(x).view(b, -1, _shape.Packed);                     // (b, l, 3 d)
         var (query, key, value) = cache is { } c                                                // (b, h, l, k), (b, h, t, k) twice
             ? RotaryKernel.SplitToCache(gpu, _shape, packed, rotary, c.Keys, c.Values, c.Length)
             : RotaryKernel.Split(gpu, _shape, packed, rotary);
-        var causal = pattern is null && x.shape[1] > 1;
+        var causal = pattern is null && packed.size(1) > 1;
         var y = F.scaled_dot_product_attention(query, key, value, pattern, is_casual: causal);  // (b, h, l, k)
-        return dense.forward(y.transpose(1, 2).reshape(x.shape)).MoveToOuterDisposeScope();     // (b, l, d)
+        return dense.forward(y.transpose(1, 2).reshape(-1, x.size(1))).MoveToOuterDisposeScope(); // (b l, d)
     }
 
     private static Tensor Turn(Tensor x, Tensor cos, Tensor sin)

@@ -41,6 +41,18 @@ public abstract class LanguageModel : nn.Module
     /// <exception cref="ArgumentOutOfRangeException">It is not positive.</exception>
     public abstract DecoderState CreateState(int maxLength);
 
+    /// <summary>Empty states of several rows, side by side in memory, so that a GPU can read the rows' prompts at once
+    /// (<see cref="Prefill(Tensor, IReadOnlyList{DecoderState})"/>). Each is disposed by itself; the memory of all is free when
+    /// the last of them is.</summary>
+    /// <param name="count">Rows.</param>
+    /// <param name="maxLength">Positions that each row may come to hold.</param>
+    /// <exception cref="ArgumentOutOfRangeException">One of them is not positive.</exception>
+    public virtual IReadOnlyList<DecoderState> CreateStates(int count, int maxLength)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(count);
+        return [.. Enumerable.Range(0, count).Select(_ => CreateState(maxLength))];
+    }
+
     /// <summary>Reads the next l positions of one row, and moves its state on. Long inputs may come in pieces.
     /// Records no gradients.</summary>
     /// <param name="embeddings">[1, l, d].</param>
@@ -52,6 +64,26 @@ public abstract class LanguageModel : nn.Module
     /// <exception cref="ObjectDisposedException">The state was disposed.</exception>
     public abstract Tensor Prefill(Tensor embeddings, DecoderState state);
 
+    /// <summary>Reads the next l positions of each of b rows, and moves their states on. Records no gradients.</summary>
+    /// <remarks>On a GPU the rows are read at once where their states come from one <see cref="CreateStates"/>, in that order, and
+    /// hold equally many positions; a row's results may then differ in the last bits from what they are alone. Otherwise, and
+    /// on the CPU always, one row is read after the other, and each gives the bits that it gives alone.</remarks>
+    /// <param name="embeddings">[b, l, d].</param>
+    /// <param name="states">One state a row; each is moved on by l positions.</param>
+    /// <returns>The logits after the last position, [b, vocabulary], float32.</returns>
+    /// <inheritdoc cref="Prefill(Tensor, DecoderState)"/>
+    public Tensor Prefill(Tensor embeddings, IReadOnlyList<DecoderState> states)
+    {
+        CheckEmbeddings(embeddings, oneRow: false);
+        CheckRows(embeddings.shape[0], states);
+        if ((ReadsTogether || embeddings.device_type == DeviceType.CUDA) && StateTensors.AreSideBySide(states) && PrefillTogether(embeddings, states) is { } together) return together;
+        using var scope = NewDisposeScope();
+        return cat([.. states.Select((state, i) => Prefill(embeddings.narrow(0, i, 1), state))]).MoveToOuterDisposeScope(); // (b, v)
+    }
+
+    /// <summary>The same as one batch, of states that lie side by side, whatever the device; null in a model that is not this library's.</summary>
+    internal virtual Tensor? PrefillTogether(Tensor embeddings, IReadOnlyList<DecoderState> states) => null;
+
     /// <summary>One token for each of b rows. Records no gradients.</summary>
     /// <param name="ids">[b], int64.</param>
     /// <param name="states">One state a row; each is moved on by one position.</param>
@@ -60,6 +92,12 @@ public abstract class LanguageModel : nn.Module
     /// is full; or an id is no row of the embedding table.</exception>
     /// <exception cref="ObjectDisposedException">A state was disposed.</exception>
     public abstract Tensor Decode(Tensor ids, IReadOnlyList<DecoderState> states);
+
+    /// <summary>Whether rows are read at once on any device, not only on a GPU; the tests compare with and without.</summary>
+    internal bool ReadsTogether { get; set; }
+
+    /// <summary>Whether its states have <see cref="DecoderState.CopyFrom"/>.</summary>
+    internal virtual bool CopiesStates => false;
 
     /// <summary>The embeddings of ids that are known to be rows of the table: on a GPU, looking at them means waiting for
     /// everything that was begun. [b, l] -> [b, l, d].</summary>
@@ -139,10 +177,15 @@ public abstract class LanguageModel : nn.Module
 
     private protected void CheckStates<T>(Tensor ids, IReadOnlyList<DecoderState> states) where T : DecoderState
     {
-        ArgumentNullException.ThrowIfNull(states);
-        if (states.Count != ids.shape[0])
-            throw new ArgumentException($"There are {states.Count} states for {ids.shape[0]} ids; expected one each.", nameof(states));
+        CheckRows(ids.shape[0], states);
         foreach (var state in states) CheckState<T>(state, this, 1);
+    }
+
+    private static void CheckRows(long rows, IReadOnlyList<DecoderState> states)
+    {
+        ArgumentNullException.ThrowIfNull(states);
+        if (states.Count != rows)
+            throw new ArgumentException($"There are {states.Count} states for {rows} rows; expected one each.", nameof(states));
         if (states.Distinct().Count() != states.Count)
             throw new ArgumentException("A state stands there twice; each row needs its own (see DecoderState.Clone).", nameof(states));
     }
@@ -164,8 +207,17 @@ public abstract class DecoderState : IDisposable
 
     internal bool IsDisposed { get; private protected set; }
 
+    /// <summary>The same object in all states that were made together; null where it was made alone.</summary>
+    internal object? Group { get; private protected init; }
+
+    /// <summary>Its place among these.</summary>
+    internal int Row { get; private protected init; }
+
     /// <summary>A copy that goes on by itself: one prompt's state serves many continuations. The caller owns it.</summary>
     public abstract DecoderState Clone();
+
+    /// <summary>Becomes what another state of the same model is, which has no more positions than there is room for here.</summary>
+    internal virtual void CopyFrom(DecoderState other) => throw new NotSupportedException($"A {GetType().Name} cannot take over another state.");
 
     /// <inheritdoc/>
     public void Dispose()
@@ -178,15 +230,45 @@ public abstract class DecoderState : IDisposable
     protected abstract void Dispose(bool disposing);
 }
 
+/// <summary>The tensors that states are made of.</summary>
 internal static class StateTensors
 {
-    /// <summary>Tensors for a state, one for each layer. They belong to the state, not to the caller's dispose scope; and
-    /// they are no inference tensors, so that a state may be made and used in and out of inference mode.</summary>
-    public static Tensor[] Empty(long layerCount, long[] shape, ScalarType dtype, Device device)
+    // The distance of two rows is a multiple of this many numbers: each is aligned as memory of its own would be.
+    private const long Alignment = 128;
+
+    /// <summary>Tensors for the states of rows that lie side by side: for each row one for each layer, (1, shape). They belong to the
+    /// states, not to the caller's dispose scope; and they are no inference tensors, so that a state may be made and used in and
+    /// out of inference mode. They start from zeros, or where <paramref name="zero"/> is false from whatever is there.</summary>
+    public static Tensor[][] Empty(int rows, long layerCount, long[] shape, ScalarType dtype, Device device, bool zero)
     {
         using var normal = inference_mode(false);
-        var tensors = new Tensor[layerCount];
-        for (var i = 0; i < tensors.Length; i++) tensors[i] = empty(shape, dtype: dtype, device: device).DetachFromDisposeScope();
-        return tensors;
+        var distance = (shape.Aggregate(1L, (a, b) => a * b) + Alignment - 1) / Alignment * Alignment;
+        using var all = empty([layerCount, rows, distance], dtype: dtype, device: device);
+        if (zero) all.fill_(0); // zero_ would give back a handle of its own
+        var strides = Strides(shape, distance);
+        return [.. Enumerable.Range(0, rows).Select(row => Enumerable.Range(0, (int)layerCount)
+            .Select(layer => all.as_strided([1, .. shape], strides, (layer * rows + row) * distance).DetachFromDisposeScope()).ToArray())];
+    }
+
+    /// <summary>Whether the states can be read as one batch: made together, in this order, and of one length.</summary>
+    public static bool AreSideBySide(IReadOnlyList<DecoderState> states)
+    {
+        var first = states[0];
+        for (var i = 1; i < states.Count; i++)
+            if (first.Group is null || states[i].Group != first.Group || states[i].Row != first.Row + i || states[i].Length != first.Length) return false;
+        return true;
+    }
+
+    /// <summary>The same tensors of so many rows, the first of which is given, as one for each layer: (rows, shape). In the caller's
+    /// dispose scope, but for a single row, whose own they are.</summary>
+    public static Tensor[] Together(Tensor[] first, int rows)
+        => rows == 1 ? first : [.. first.Select(t => t.as_strided([rows, .. t.shape[1..]], t.stride(), t.storage_offset()))];
+
+    private static long[] Strides(long[] shape, long distance)
+    {
+        var strides = new long[shape.Length + 1];
+        strides[0] = distance;
+        for (var (axis, stride) = (shape.Length, 1L); axis > 0; stride *= shape[--axis]) strides[axis] = stride;
+        return strides;
     }
 }

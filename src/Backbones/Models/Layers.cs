@@ -43,9 +43,20 @@ internal sealed class Linear : nn.Module<Tensor, Tensor>
 
     public override Tensor forward(Tensor x)
     {
-        if (Adapter is null) return F.linear(x, weight, bias);
+        if (Adapter is null) return Product(x, weight, bias);
         using var scope = NewDisposeScope();
-        return (F.linear(x, weight, bias) + Adapter.Rows(x)).MoveToOuterDisposeScope();
+        return (Product(x, weight, bias) + Adapter.Rows(x)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>x Wᵀ + b: [..., in] -> [..., out].</summary>
+    /// <remarks>libtorch's linear adds the bias to a result of three axes in a pass of its own; of a matrix it adds it within the
+    /// product. On a GPU that pass cost a third of EVA-02's time. On the CPU the bits stay as they were.</remarks>
+    public static Tensor Product(Tensor x, Tensor weight, Tensor? bias)
+    {
+        if (bias is null || x.dim() <= 2 || x.device_type != DeviceType.CUDA) return F.linear(x, weight, bias);
+        using var scope = NewDisposeScope();
+        var y = F.linear(x.reshape(-1, x.size(-1)), weight, bias);                      // (rows, out)
+        return y.view([.. x.shape[..^1], weight.size(0)]).MoveToOuterDisposeScope();
     }
 
     /// <summary>The product with inputs that stand in columns, without the bias: (in, l) -> (out, l), (b, in, l) -> (b, out, l).</summary>

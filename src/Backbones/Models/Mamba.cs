@@ -169,19 +169,30 @@ public sealed class Mamba : LanguageModel
 
     /// <inheritdoc/>
     /// <remarks>The state of a Mamba has the same size however long the row is.</remarks>
-    public override DecoderState CreateState(int maxLength) => new MambaState(this, maxLength);
+    public override DecoderState CreateState(int maxLength) => MambaState.Create(this, 1, maxLength)[0];
+
+    /// <inheritdoc/>
+    public override IReadOnlyList<DecoderState> CreateStates(int count, int maxLength) => MambaState.Create(this, count, maxLength);
 
     /// <inheritdoc/>
     public override Tensor Prefill(Tensor embeddings, DecoderState state)
     {
         CheckEmbeddings(embeddings, oneRow: true);
-        var own = CheckState<MambaState>(state, this, embeddings.shape[1]);
+        return PrefillTogether(embeddings, [state]);
+    }
+
+    internal override bool CopiesStates => true;
+
+    internal override Tensor PrefillTogether(Tensor embeddings, IReadOnlyList<DecoderState> states)
+    {
+        var l = embeddings.shape[1];
+        foreach (var state in states) CheckState<MambaState>(state, this, l);
         using var noGrad = no_grad();
         using var scope = NewDisposeScope();
-        var x = backbone.Layers(embeddings, own, null);                 // (1, l, d)
-        own.Length += (int)embeddings.shape[1];
-        var last = backbone.norm_f.forward(x.select(1, x.shape[1] - 1)); // (1, d)
-        return Head(last).to(ScalarType.Float32).MoveToOuterDisposeScope(); // (1, v)
+        var x = backbone.Layers(embeddings, MambaMemory.Of(states), null); // (b, l, d)
+        foreach (var state in states) state.Length += (int)l;
+        var last = backbone.norm_f.forward(x.select(1, l - 1));            // (b, d)
+        return Head(last).to(ScalarType.Float32).MoveToOuterDisposeScope(); // (b, v)
     }
 
     /// <inheritdoc/>
@@ -216,35 +227,58 @@ public sealed class Mamba : LanguageModel
 /// <summary>What the layers of a Mamba remember of one row.</summary>
 internal sealed class MambaState : DecoderState
 {
-    /// <summary>(e, k) for each layer, float32: the last k inputs of the convolution, the oldest first.</summary>
+    private MambaState(Mamba model, int maxLength, Tensor[] convolution, Tensor[] scan)
+        => (Model, MaxLength, Convolution, Scan) = (model, maxLength, convolution, scan);
+
+    /// <summary>(1, e, k) for each layer, float32: the last k inputs of the convolution, the oldest first.</summary>
     public Tensor[] Convolution { get; }
 
-    /// <summary>(e, n) for each layer, float32: the state of the scan.</summary>
+    /// <summary>(1, e, n) for each layer, float32: the state of the scan.</summary>
     public Tensor[] Scan { get; }
 
-    public MambaState(Mamba model, int maxLength)
+    /// <summary>Empty states, side by side.</summary>
+    public static MambaState[] Create(Mamba model, int count, int maxLength)
     {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(count);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(maxLength);
-        Model = model;
-        MaxLength = maxLength;
-        var (config, device) = (model.Config, model.backbone.embedding.weight.device);
-        Convolution = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device);
-        Scan = StateTensors.Empty(config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device);
-        foreach (var t in Convolution.Concat(Scan)) t.fill_(0); // zero_ would give back a handle of its own
+        var (config, device, group) = (model.Config, model.backbone.embedding.weight.device, new object());
+        var convolution = StateTensors.Empty(count, config.LayerCount, [config.InnerSize, config.ConvolutionSize], ScalarType.Float32, device, zero: true);
+        var scan = StateTensors.Empty(count, config.LayerCount, [config.InnerSize, config.StateSize], ScalarType.Float32, device, zero: true);
+        return [.. Enumerable.Range(0, count).Select(i => new MambaState(model, maxLength, convolution[i], scan[i]) { Group = group, Row = i })];
     }
 
     public override DecoderState Clone()
     {
         ObjectDisposedException.ThrowIf(IsDisposed, this);
-        var copy = new MambaState((Mamba)Model!, MaxLength) { Length = Length };
-        foreach (var (from, to) in Convolution.Concat(Scan).Zip(copy.Convolution.Concat(copy.Scan))) to.copy_(from);
+        var copy = Create((Mamba)Model!, 1, MaxLength)[0];
+        copy.CopyFrom(this);
         return copy;
+    }
+
+    internal override void CopyFrom(DecoderState other)
+    {
+        var from = (MambaState)other;
+        foreach (var (theirs, ours) in from.Convolution.Concat(from.Scan).Zip(Convolution.Concat(Scan))) ours.copy_(theirs);
+        Length = from.Length;
     }
 
     protected override void Dispose(bool disposing)
     {
         IsDisposed = true;
         foreach (var t in Convolution.Concat(Scan)) t.Dispose();
+    }
+}
+
+/// <summary>What layers that read several rows at once move on.</summary>
+/// <param name="Convolution">(b, e, k) for each layer.</param>
+/// <param name="Scan">(b, e, n) for each layer.</param>
+internal sealed record MambaMemory(Tensor[] Convolution, Tensor[] Scan)
+{
+    /// <summary>That of states which lie side by side. In the caller's dispose scope.</summary>
+    public static MambaMemory Of(IReadOnlyList<DecoderState> states)
+    {
+        var first = (MambaState)states[0];
+        return new(StateTensors.Together(first.Convolution, states.Count), StateTensors.Together(first.Scan, states.Count));
     }
 }
 
@@ -273,9 +307,9 @@ internal sealed class MambaBackbone : nn.Module
 
     /// <summary>All layers, without the final norm: (b, l, d) -> (b, l, d).</summary>
     /// <param name="embeddings">(b, l, d).</param>
-    /// <param name="state">One row's state, moved on; null: each row starts from nothing.</param>
+    /// <param name="state">The rows' memory, moved on; null: each row starts from nothing.</param>
     /// <param name="hiddenStates">Receives the input of each layer, and the output of the last.</param>
-    public Tensor Layers(Tensor embeddings, MambaState? state, IList<Tensor>? hiddenStates)
+    public Tensor Layers(Tensor embeddings, MambaMemory? state, IList<Tensor>? hiddenStates)
     {
         var dtype = embedding.weight.dtype;
         var x = embeddings.to(dtype).to(_config.ResidualInFloat32 ? ScalarType.Float32 : dtype); // (b, l, d)
@@ -386,8 +420,8 @@ internal sealed class MambaMixer : nn.Module
         var A = A_log.exp().neg();                                                              // (e, n)
 
         var (y, last) = SelectiveScan.Run(u, delta, A, B, C, D, z, dt_proj.bias, deltaSoftplus: true,
-            state?.Scan.unsqueeze(0));                                                          // (b, e, l), (b, e, n)
-        state?.Scan.copy_(last[0]);
+            state?.Scan);                                                                       // (b, e, l), (b, e, n)
+        state?.Scan.copy_(last);
         return out_proj.forward(y.transpose(1, 2)).MoveToOuterDisposeScope();                   // (b, l, d)
     }
 }
@@ -407,15 +441,15 @@ internal sealed class CausalConvolution : nn.Module
 
     /// <summary>(b, e, l) -> (b, e, l).</summary>
     /// <param name="u">(b, e, l).</param>
-    /// <param name="state">The last k inputs before these, (e, k), moved on by l; null: zeros before, and nothing kept.</param>
+    /// <param name="state">The last k inputs before these, (b, e, k), moved on by l; null: zeros before, and nothing kept.</param>
     public Tensor Run(Tensor u, Tensor? state)
     {
         using var scope = NewDisposeScope();
         var (e, k, l) = (weight.shape[0], weight.shape[2], u.shape[2]);
         if (state is null)
             return F.conv1d(u, weight, bias, padding: k - 1, groups: e).narrow(2, 0, l).MoveToOuterDisposeScope();
-        var seen = cat([state.to(u.dtype).unsqueeze(0), u], 2);                     // (1, e, k + l)
-        state.copy_(seen.narrow(2, l, k)[0]);
+        var seen = cat([state.to(u.dtype), u], 2);                                  // (b, e, k + l)
+        state.copy_(seen.narrow(2, l, k));
         // The window that ends before the first new input is of no use.
         return F.conv1d(seen, weight, bias, groups: e).narrow(2, 1, l).MoveToOuterDisposeScope();
     }

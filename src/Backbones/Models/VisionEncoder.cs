@@ -109,10 +109,10 @@ internal sealed class PatchProjection : nn.Module<Tensor, Tensor>
         if (weight.requires_grad || _padded == _numbers)
         {
             _matrix.Unpack((weight, 0));
-            return F.linear(patches, weight.reshape(weight.shape[0], _numbers), bias);             // (b, n, d)
+            return Linear.Product(patches, weight.reshape(weight.shape[0], _numbers), bias);             // (b, n, d)
         }
         patches = F.pad(patches, [0, _padded - _numbers]);
-        return F.linear(patches, _matrix.Get(weight, (weight, 0)), bias);                          // (b, n, d)
+        return Linear.Product(patches, _matrix.Get(weight, (weight, 0)), bias);                          // (b, n, d)
     }
 
     protected override void Dispose(bool disposing)

@@ -1,3 +1,4 @@
+using MambaVL.Cuda;
 using MambaVL.Generation;
 using MambaVL.Models;
 using MambaVL.Prompts;
@@ -11,12 +12,19 @@ public sealed partial class VisionLanguageModel
     // Prompts are read in pieces of at most this many positions: bounds the memory, and lets cancellation in between.
     private const int LongestPiece = 1024;
 
+    // Of all rows that a GPU reads at once: enough to fill it, and it bounds the memory.
+    private const int MostPositions = 8192;
+
+    // Rows whose texts differ by less than this may reserve caches of one size.
+    private const int AboutOneLength = 256;
+
     /// <summary>Answers one prompt about one picture.</summary>
     /// <inheritdoc cref="Generate(IReadOnlyList{GenerationRequest}, GenerationOptions?, Action{int, string}?, CancellationToken)"/>
     public GenerationResult Generate(GenerationRequest request, GenerationOptions? options = null, CancellationToken cancellationToken = default)
         => Generate([request], options, null, cancellationToken)[0];
 
-    /// <summary>Answers several prompts at once. Each answer is what it would be alone.</summary>
+    /// <summary>Answers several prompts at once. Each answer is what it would be alone: on the CPU to the bit, while on a GPU prompts
+    /// of one length are read together, and their logits may differ in the last bits.</summary>
     /// <remarks>Prompts about one and the same picture that begin alike (the picture first) share the work of reading
     /// it.</remarks>
     /// <param name="requests">The prompts.</param>
@@ -28,6 +36,7 @@ public sealed partial class VisionLanguageModel
     /// <exception cref="ArgumentException">A prompt does not have a place for each of its picture's patches, or holds
     /// an id that the model does not have.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    /// <exception cref="CudaException">A kernel failed on the GPU.</exception>
     public IReadOnlyList<GenerationResult> Generate(IReadOnlyList<GenerationRequest> requests, GenerationOptions? options = null,
         Action<int, string>? onText = null, CancellationToken cancellationToken = default)
     {
@@ -109,14 +118,21 @@ public sealed partial class VisionLanguageModel
         public bool MoveNext()
         {
             _cancellation.ThrowIfCancellationRequested();
-            if (_started)
+            try
             {
-                if (!_session.Step()) return false;
+                if (_started)
+                {
+                    if (!_session.Step()) return false;
+                }
+                else
+                {
+                    Start();
+                    _started = true;
+                }
             }
-            else
+            catch (Exception e) when (CudaFaults.Behind(e) is { } fault)
             {
-                Start();
-                _started = true;
+                throw fault;
             }
 
             _newText.Clear();
@@ -148,47 +164,64 @@ public sealed partial class VisionLanguageModel
         private void Start()
         {
             using var inference = inference_mode();
-            var firsts = _requests.Select(r => FirstPiece(r.InputIds)).ToArray();
-            var read = new List<(EncodedImage Image, long[] Ids, DecoderState State)>();
+            var rows = _requests.Select((r, i) => new Prompt(i, r, FirstPiece(r.InputIds))).ToList();
+            foreach (var row in rows) row.Source = _model.Language.CopiesStates ? rows.First(row.BeginsAs) : row;
+            var batches = Batches(rows);
+            var logits = new Tensor?[rows.Count];
             try
             {
-                for (var i = 0; i < _requests.Count; i++)
+                foreach (var batch in batches)
                 {
-                    var (image, ids, seed) = _requests[i];
-                    var first = firsts[i];
-                    var shared = read.FindIndex(r => IsSame(r.Image, r.Ids, i));
-                    if (shared < 0)
+                    var states = _model.Language.CreateStates(batch.Count, batch.Max(row => row.Request.InputIds.Count) + _options.MaxNewTokens);
+                    for (var i = 0; i < batch.Count; i++) batch[i].State = states[i];
+                }
+                foreach (var batch in batches)
+                {
+                    var readers = batch.TakeWhile(row => row.Source == row).ToList();
+                    if (readers.Count > 0) Read(readers, row => row.First, withPicture: true).Dispose();
+                }
+                foreach (var row in rows)
+                    if (row.Source != row) row.State!.CopyFrom(row.Source.State!);
+                foreach (var batch in batches)
+                    for (var at = 0; at < batch.Count;)
                     {
-                        // Room for the longest of the rows that may share this.
-                        var length = _requests.Where(r => ReferenceEquals(r.Image, image)).Max(r => r.InputIds.Count) + _options.MaxNewTokens;
-                        read.Add((image, first, _model.Language.CreateState(length)));
-                        shared = read.Count - 1;
-                        Read(first, image, read[shared].State).Dispose();
+                        var run = batch.Skip(at).TakeWhile(row => row.Rest.Length == batch[at].Rest.Length).ToList();
+                        using var last = Read(run, row => row.Rest, withPicture: false);            // (b, vocabulary)
+                        for (var i = 0; i < run.Count; i++) logits[run[i].Index] = last.narrow(0, i, 1);
+                        at += run.Count;
                     }
-
-                    // The last row that begins so takes the state itself: a key-value cache may be large.
-                    var state = read[shared].State;
-                    if (Enumerable.Range(i + 1, _requests.Count - i - 1).Any(later => IsSame(image, first, later))) state = state.Clone();
-                    else read.RemoveAt(shared);
-                    try
-                    {
-                        using var logits = Read([.. ids.Skip(first.Length)], null, state);
-                        _session.Add(state, logits, new Sampler(_options, seed, ids));
-                    }
-                    catch
-                    {
-                        state.Dispose();
-                        throw;
-                    }
+                foreach (var row in rows)
+                {
+                    var (_, ids, seed) = row.Request;
+                    var sampler = new Sampler(_options, seed, ids);
+                    _session.Add(row.TakeState(), logits[row.Index]!, sampler);
                 }
             }
             finally
             {
-                foreach (var (_, _, state) in read) state.Dispose();
+                foreach (var row in rows) row.State?.Dispose();
+                foreach (var last in logits) last?.Dispose();
             }
+        }
 
-            bool IsSame(EncodedImage image, long[] first, int row)
-                => ReferenceEquals(image, _requests[row].Image) && first.AsSpan().SequenceEqual(firsts[row]);
+        // Rows whose states lie side by side, for a GPU to read them at once: equally long up to the picture's end, and of about one
+        // length in all, as caches are reserved for the longest. Those stand first that read the first piece and do not take it
+        // from another row, and those with a rest of one length side by side. On the CPU each row stands by itself: more at once
+        // are no faster there.
+        private List<List<Prompt>> Batches(List<Prompt> rows)
+        {
+            var together = _model.Language.ReadsTogether || _model.Device.type == DeviceType.CUDA;
+            return [.. rows.GroupBy(row => (row.First.Length, row.Rest.Length / AboutOneLength, row.Request.Image.Embeddings.shape[0], row.Request.Image.Embeddings.dtype))
+                .SelectMany(group => group.OrderBy(row => row.Source != row).ThenBy(row => row.Rest.Length).Chunk(Size([.. group])))
+                .Select(chunk => chunk.ToList())];
+
+            // As many as there are positions for, in batches of about one size.
+            int Size(List<Prompt> group)
+            {
+                var most = together ? Math.Max(1, MostPositions / Math.Min(LongestPiece, group.Max(row => row.Request.InputIds.Count))) : 1;
+                var batches = (group.Count + most - 1) / most;
+                return (group.Count + batches - 1) / batches;
+            }
         }
 
         // Up to the separator that ends the picture, but never the whole prompt: the last piece gives the logits.
@@ -199,21 +232,52 @@ public sealed partial class VisionLanguageModel
             return [.. ids.Take(Math.Min(end + 2, ids.Count - 1))];
         }
 
-        /// <summary>Reads ids, the picture's patches where their places are; gives the logits after the last.</summary>
-        private Tensor Read(long[] ids, EncodedImage? image, DecoderState state)
+        /// <summary>Reads a piece of each row, equally long in all, the picture's patches where their places are; gives the logits
+        /// after the last position, [b, vocabulary].</summary>
+        private Tensor Read(List<Prompt> rows, Func<Prompt, long[]> piece, bool withPicture)
         {
             using var scope = NewDisposeScope();
-            var row = tensor(ids).unsqueeze(0);                                              // (1, l)
-            var embeddings = image is null
-                ? _model.Language.Embed(row.to(_model.Device))
-                : _model.Embed(row, image.Embeddings.unsqueeze(0));                         // (1, l, d)
+            var length = piece(rows[0]).Length;
+            var ids = tensor(rows.SelectMany(piece).ToArray()).view(rows.Count, length);     // (b, l)
+            var embeddings = withPicture
+                ? _model.Embed(ids, stack(rows.Select(row => row.Request.Image.Embeddings.to(_model.Device))))
+                : _model.Language.Embed(ids.to(_model.Device));                             // (b, l, d)
+            var states = rows.ConvertAll(row => row.State!);
             Tensor? logits = null;
-            for (long at = 0; at < ids.Length; at += LongestPiece)
+            for (long at = 0; at < length; at += LongestPiece)
             {
                 _cancellation.ThrowIfCancellationRequested();
-                logits = _model.Language.Prefill(embeddings.narrow(1, at, Math.Min(LongestPiece, ids.Length - at)), state);
+                logits = _model.Language.Prefill(embeddings.narrow(1, at, Math.Min(LongestPiece, length - at)), states);
             }
-            return logits!.MoveToOuterDisposeScope();                                       // (1, vocabulary)
+            return logits!.MoveToOuterDisposeScope();                                       // (b, vocabulary)
+        }
+
+        /// <summary>A request on its way into the session.</summary>
+        private sealed class Prompt(int index, GenerationRequest request, long[] first)
+        {
+            public int Index => index;
+
+            public GenerationRequest Request => request;
+
+            /// <summary>The ids up to the picture's end, and those after it.</summary>
+            public long[] First => first;
+
+            public long[] Rest { get; } = [.. request.InputIds.Skip(first.Length)];
+
+            /// <summary>The row that reads the first piece: the first of those that begin alike, itself perhaps.</summary>
+            public Prompt Source { get; set; } = null!;
+
+            public DecoderState? State { get; set; }
+
+            public bool BeginsAs(Prompt other) => ReferenceEquals(request.Image, other.Request.Image) && first.AsSpan().SequenceEqual(other.First);
+
+            /// <summary>The state, which is the caller's from now on.</summary>
+            public DecoderState TakeState()
+            {
+                var state = State!;
+                State = null;
+                return state;
+            }
         }
     }
 }

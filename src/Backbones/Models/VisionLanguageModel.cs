@@ -11,6 +11,7 @@
 //
 // The figure is figure 1 of arXiv 2409.05395; the sequence is described in docs/prompts.md.
 
+using MambaVL.Cuda;
 using MambaVL.Images;
 using MambaVL.Models;
 using MambaVL.Prompts;
@@ -83,13 +84,21 @@ public sealed partial class VisionLanguageModel : IDisposable
 
     /// <summary>Reads a picture with the encoder and the connector. The caller owns the result.</summary>
     /// <param name="image">The picture; stays the caller's, and is not needed any more afterwards.</param>
+    /// <exception cref="CudaException">A kernel failed on the GPU.</exception>
     public EncodedImage EncodeImage(DecodedImage image)
     {
         ArgumentNullException.ThrowIfNull(image);
-        using var pixels = ImageProcessor.ProcessBatch([image]);
-        using var patches = EncodePatches(pixels);
-        using var embeddings = Connect(patches); // (1, n, d)
-        return new(embeddings.squeeze(0), image.Width, image.Height);
+        try
+        {
+            using var pixels = ImageProcessor.ProcessBatch([image]);
+            using var patches = EncodePatches(pixels);
+            using var embeddings = Connect(patches); // (1, n, d)
+            return new(embeddings.squeeze(0), image.Width, image.Height);
+        }
+        catch (Exception e) when (CudaFaults.Behind(e) is { } fault)
+        {
+            throw fault;
+        }
     }
 
     /// <summary>Reads a picture from a file with the encoder and the connector. The caller owns the result.</summary>

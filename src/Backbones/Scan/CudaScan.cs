@@ -394,11 +394,10 @@ internal static class CudaScan
         public View(Tensor? t)
         {
             if (t is null) return;
-            var (shape, strides) = (t.shape, t.stride());
-            (Pointer, Type, Strides) = (CudaTensor.Pointer(t), t.dtype, new(strides[0], strides[1], strides[2]));
+            (Pointer, Type, Strides) = (CudaTensor.Pointer(t), t.dtype, new(t.stride(0), t.stride(1), t.stride(2)));
             var size = Type == ScalarType.Float32 ? 4 : 2;
-            Aligned = (Strides.Time == 1 || shape[2] <= 1) && Pointer % 16 == 0
-                && (shape[0] <= 1 || Strides.Row * size % 16 == 0) && (shape[1] <= 1 || Strides.Channel * size % 16 == 0);
+            Aligned = (Strides.Time == 1 || t.size(2) <= 1) && Pointer % 16 == 0
+                && (t.size(0) <= 1 || Strides.Row * size % 16 == 0) && (t.size(1) <= 1 || Strides.Channel * size % 16 == 0);
         }
     }
 

@@ -1,3 +1,4 @@
+using MambaVL.Models;
 using Microsoft.Extensions.Logging;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -68,6 +69,7 @@ internal sealed class ScanFunction : autograd.MultiTensorFunction<ScanFunction>
         {
             // An exception must not cross libtorch's frames: the process would end. Gradients that cannot fit make
             // autograd throw to the caller of backward instead.
+            BackwardErrors.Keep(e);
             ScanBackend.Logger.LogError(e, "The backward pass of the selective scan failed; autograd will report an invalid gradient.");
             gradients = wanted.Select(_ => (Tensor?)zeros(0)).ToArray();
         }

@@ -58,9 +58,9 @@ internal sealed class BatchFeeder : IDisposable
         {
             foreach (var part in rows.Chunk(rowsAtOnce))
             {
-                var batch = new MicroBatch(data, part, rowsOfStep, model.Tokenizer.EndOfTextId);
+                var batch = new MicroBatch(data, part, rowsOfStep, model.Tokenizer.EndOfTextId, model.Device);
                 batches.Add(batch);
-                if (!model.HasFeatures(batch)) batch.Pixels = Pixels(data.Pictures, batch.PictureIndices);
+                if (!model.HasFeatures(batch)) batch.Pixels = Pixels(data.Pictures, batch.PictureIndices, model.Device);
             }
             return batches;
         }
@@ -121,17 +121,19 @@ internal sealed class BatchFeeder : IDisposable
         }
     }
 
-    private static Tensor Pixels(PictureStore pictures, int[] indices)
+    private static Tensor Pixels(PictureStore pictures, int[] indices, Device device)
     {
         var side = (long)Math.Sqrt(pictures.SquareBytes / 3);
         var squares = new byte[indices.Length][];
-        Parallel.For(0, indices.Length, i => squares[i] = pictures.Square(indices[i]));
-        var pixels = empty([indices.Length, side, side, 3], ScalarType.Byte);
+        // Decoding wants all cores; where nothing has to be decoded, waking them costs more than it gives.
+        if (Array.TrueForAll(indices, pictures.IsKept)) squares = Array.ConvertAll(indices, pictures.Square);
+        else Parallel.For(0, indices.Length, i => squares[i] = pictures.Square(indices[i]));
+        var pixels = HostTensor.Empty([indices.Length, side, side, 3], ScalarType.Byte, device);
         for (var i = 0; i < squares.Length; i++)
         {
             using var one = pixels[i];
             squares[i].CopyTo(one.bytes);
         }
-        return pixels.DetachFromDisposeScope();
+        return pixels;
     }
 }

@@ -19,36 +19,58 @@ internal sealed class BatchPlan(int[] lengths, int[] pictures, int batchSize, in
 
     public int StepsPerEpoch { get; } = (lengths.Length + batchSize - 1) / batchSize;
 
-    /// <summary>The rows of each step of an epoch.</summary>
-    public int[][] Epoch(int epoch)
+    /// <summary>The rows of each step of an epoch, made window by window as they are asked for: the first step of an epoch of a
+    /// million rows is not waited for.</summary>
+    public IEnumerable<int[]> Epoch(int epoch)
     {
         // Random with a seed is the same in every version of .NET and on every machine.
         var random = new Random(HashCode(seed, epoch));
         var groups = Groups(random);
         random.Shuffle(groups);
-        var steps = new List<int[]>(StepsPerEpoch);
-        var window = new List<int[]>();
+        var window = new List<ArraySegment<int>>();
         var rows = 0;
         foreach (var group in groups)
         {
             window.Add(group);
-            if ((rows += group.Length) >= StepsOfWindow * batchSize) Cut(keepRest: true);
+            if ((rows += group.Count) < StepsOfWindow * batchSize) continue;
+            // Whole steps of the window; what is left of it begins the next one.
+            var sorted = Sorted(window, rows);
+            rows %= batchSize;
+            foreach (var step in Cut(sorted[..^rows], random)) yield return step;
+            window.Clear();
+            if (rows > 0) window.Add(new(sorted, sorted.Length - rows, rows));
         }
-        Cut(keepRest: false);
-        return [.. steps];
+        foreach (var step in Cut(Sorted(window, rows), random)) yield return step;
+    }
 
-        // Whole steps of the window; what is left of it begins the next one.
-        void Cut(bool keepRest)
+    // The rows of groups, those with the longest row first, and of equals the earlier.
+    private int[] Sorted(List<ArraySegment<int>> groups, int rows)
+    {
+        var keys = new long[groups.Count];
+        for (var i = 0; i < keys.Length; i++)
         {
-            var sorted = window.OrderByDescending(g => g.Max(r => lengths[r])).SelectMany(g => g).ToArray(); // stable
-            var rest = keepRest ? rows % batchSize : 0;
-            var cut = sorted[..(rows - rest)].Chunk(batchSize).Select(Ordered).ToArray();
-            // The one short step stays the epoch's last.
-            random.Shuffle(cut.AsSpan(0, cut.Length > 0 && cut[^1].Length < batchSize ? cut.Length - 1 : cut.Length));
-            steps.AddRange(cut);
-            window = rest == 0 ? [] : [sorted[(rows - rest)..]];
-            rows = rest;
+            var longest = 0;
+            foreach (var r in groups[i]) longest = Math.Max(longest, lengths[r]);
+            keys[i] = ((long)(int.MaxValue - longest) << 32) | (uint)i;
         }
+        Array.Sort(keys);
+        var sorted = new int[rows];
+        var at = 0;
+        foreach (var key in keys)
+        {
+            var group = groups[(int)(key & uint.MaxValue)];
+            group.CopyTo(sorted, at);
+            at += group.Count;
+        }
+        return sorted;
+    }
+
+    // Rows as steps in any order, but the one short step stays the epoch's last.
+    private int[][] Cut(int[] sorted, Random random)
+    {
+        var steps = sorted.Chunk(batchSize).Select(Ordered).ToArray();
+        random.Shuffle(steps.AsSpan(0, steps.Length > 0 && steps[^1].Length < batchSize ? steps.Length - 1 : steps.Length));
+        return steps;
     }
 
     // The order in which a step is cut into micro-batches: rows of like length together, but those about one image before all.
@@ -57,12 +79,37 @@ internal sealed class BatchPlan(int[] lengths, int[] pictures, int batchSize, in
         : [.. step.GroupBy(r => pictures[r]).OrderByDescending(g => g.Max(r => lengths[r])).ThenBy(g => g.Key)
             .SelectMany(g => g.OrderByDescending(r => lengths[r]).ThenBy(r => r))];
 
-    private int[][] Groups(Random random)
+    // All rows in a random order; those about one image that stay together stand at the place of its first.
+    private ArraySegment<int>[] Groups(Random random)
     {
-        var order = Enumerable.Range(0, lengths.Length).ToArray();
+        var order = new int[lengths.Length];
+        for (var i = 0; i < order.Length; i++) order[i] = i;
         random.Shuffle(order);
-        if (rowsPerImage == 1) return [.. order.Select(r => new[] { r })];
-        return [.. order.GroupBy(r => pictures[r]).SelectMany(g => g.Chunk(rowsPerImage))];
+        var groups = new List<ArraySegment<int>>(order.Length);
+        if (rowsPerImage == 1)
+        {
+            for (var i = 0; i < order.Length; i++) groups.Add(new(order, i, 1));
+            return [.. groups];
+        }
+
+        var count = new int[pictures.Max() + 1];
+        foreach (var r in order) count[pictures[r]]++;
+        var place = new int[count.Length]; // where a picture's next row goes
+        Array.Fill(place, -1);
+        var together = new int[order.Length];
+        var used = 0;
+        foreach (var r in order)
+        {
+            ref var at = ref place[pictures[r]];
+            if (at < 0)
+            {
+                at = used;
+                used += count[pictures[r]];
+                for (var first = at; first < used; first += rowsPerImage) groups.Add(new(together, first, Math.Min(rowsPerImage, used - first)));
+            }
+            together[at++] = r;
+        }
+        return [.. groups];
     }
 
     // Not System.HashCode, which differs from process to process.

@@ -74,7 +74,10 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
             _narrow = Zeros(at - _kept, precision);
         }
         foreach (var p in learning)
+        {
+            using var one = NewDisposeScope(); // values that are made as they are asked for are not to gather here
             if (initial(p.Name) is { } value) View(Master, p.Name).copy_(value);
+        }
         foreach (var p in plan.Where(p => shareOf(p.Name) == 0))
         {
             var type = p.KeepFloat32 ? ScalarType.Float32 : precision;

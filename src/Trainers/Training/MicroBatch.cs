@@ -18,7 +18,8 @@ internal sealed class MicroBatch : IDisposable
     /// <param name="rows">At least one.</param>
     /// <param name="rowsOfStep">Rows of the whole step.</param>
     /// <param name="padding">The id that rows are filled up with.</param>
-    public MicroBatch(TrainingData data, IReadOnlyList<TrainingRow> rows, int rowsOfStep, long padding)
+    /// <param name="device">Where they will be sent.</param>
+    public MicroBatch(TrainingData data, IReadOnlyList<TrainingRow> rows, int rowsOfStep, long padding, Device device)
     {
         Rows = rows.Count;
         Length = rows.Max(data.Length);
@@ -27,36 +28,43 @@ internal sealed class MicroBatch : IDisposable
         PictureIndices = [.. rows.Select(r => r.Picture).Distinct()];
         Patches = data.ImageIds.Count(id => id == ImageTokens.Placeholder);
 
-        var ids = new long[Rows * Length];
-        Array.Fill(ids, padding);
-        var places = new List<long>(Rows * Patches);
-        var (asked, targets, weights) = (new List<long>(), new List<long>(), new List<float>());
+        Asked = rows.Sum(Answers);
+        var (text, patches) = (Rows * Length, Rows * Patches);
+        _integers = HostTensor.Empty([text + patches + Rows + 2 * Asked], ScalarType.Int64, device);
+        Weights = HostTensor.Empty([Asked], ScalarType.Float32, device);
+        var all = HostTensor.Elements<long>(_integers);
+        var weights = HostTensor.Elements<float>(Weights);
+        var ids = all[..text];
+        var places = all.Slice(text, patches);
+        var pictures = all.Slice(text + patches, Rows);
+        var asked = all.Slice(text + patches + Rows, Asked);
+        var targets = all[^Asked..];
+        ids.Fill(padding);
+        var (place, answer) = (0, 0);
         for (var i = 0; i < Rows; i++)
         {
-            var (row, start, image) = (rows[i], (long)i * Length, data.ImageIds.Length);
-            var answer = 0;
+            var (row, start, image) = (rows[i], i * Length, data.ImageIds.Length);
+            pictures[i] = Array.IndexOf(PictureIndices, row.Picture);
+            weights.Slice(answer, Answers(row)).Fill((float)(1.0 / Answers(row) / rowsOfStep));
             for (var t = 0; t < data.Length(row); t++)
             {
-                var text = t < row.ImageAt ? t : t - image;
                 if (t >= row.ImageAt && t < row.ImageAt + image)
                 {
                     var id = data.ImageIds[t - row.ImageAt];
-                    if (id == ImageTokens.Placeholder) places.Add(start + t);
+                    if (id == ImageTokens.Placeholder) places[place++] = start + t;
                     ids[start + t] = id == ImageTokens.Placeholder ? 0 : id;
                     continue;
                 }
-                ids[start + t] = row.Ids[text];
-                if (!row.IsAnswer[text] || t == 0) continue;
-                asked.Add(start + t - 1); // the position before a token predicts it
-                targets.Add(row.Ids[text]);
-                answer++;
+                var at = t < row.ImageAt ? t : t - image;
+                ids[start + t] = row.Ids[at];
+                if (!row.IsAnswer[at] || t == 0) continue;
+                asked[answer] = start + t - 1; // the position before a token predicts it
+                targets[answer++] = row.Ids[at];
             }
-            for (var k = 0; k < answer; k++) weights.Add((float)(1.0 / answer / rowsOfStep));
         }
-        Asked = asked.Count;
-        long[] pictures = [.. rows.Select(r => (long)Array.IndexOf(PictureIndices, r.Picture))];
-        _integers = tensor((long[])[.. ids, .. places, .. pictures, .. asked, .. targets]).DetachFromDisposeScope();
-        Weights = tensor(weights.ToArray()).DetachFromDisposeScope();
+
+        // Nothing predicts a row's first id.
+        static int Answers(TrainingRow row) => row.IsAnswer.AsSpan(row.ImageAt > 0 ? 1 : 0).Count(true);
     }
 
     public int Rows { get; }
@@ -88,19 +96,11 @@ internal sealed class MicroBatch : IDisposable
     /// <summary>Everything on the device. From here on the host may run ahead: nothing reads these tensors' values.</summary>
     public Inputs To(Device device)
     {
-        var all = Send(_integers, device);
+        var all = HostTensor.Send(_integers, device);
         long at = 0;
-        return new(Take((long)Rows * Length).view(Rows, Length), Take((long)Rows * Patches), Take(Rows), Take(Asked), Take(Asked), Send(Weights, device));
+        return new(Take((long)Rows * Length).view(Rows, Length), Take((long)Rows * Patches), Take(Rows), Take(Asked), Take(Asked), HostTensor.Send(Weights, device));
 
         Tensor Take(long count) => all.narrow(0, (at += count) - count, count);
-    }
-
-    /// <summary>A tensor on the device, without waiting for what runs there.</summary>
-    public static Tensor Send(Tensor t, Device device)
-    {
-        if (device.type == DeviceType.CPU) return t.alias();
-        using var pinned = t.pin_memory();
-        return pinned.to(device, non_blocking: true);
     }
 
     public void Dispose()

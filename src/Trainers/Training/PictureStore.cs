@@ -74,6 +74,9 @@ internal sealed class PictureStore(ImageProcessor processor, ImageDecoderOptions
     /// <summary>SHA-256 of the squashed pixels.</summary>
     public byte[] Hash(int index) => _pictures[index].Hash;
 
+    /// <summary>Whether the squashed pixels are in memory.</summary>
+    public bool IsKept(int index) => _pictures[index].Square is not null;
+
     /// <summary>The squashed pixels, [size, size, 3]. Not to be changed. From any thread.</summary>
     public byte[] Square(int index)
     {

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using MambaVL.Models;
 using MambaVL.Transforms;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -76,7 +77,8 @@ internal sealed class TrainingLoop : IDisposable
             var ends = IsValidation && _state.LastValidation != _state.Step && Validate(reporter, stop);
             while (!ends && _state.Step < _total)
             {
-                if (wasCancelled = stop.IsCancellationRequested) break;
+                // The token learns of the context's cancellation from a timer, which a busy machine lets wait.
+                if (wasCancelled = stop.IsCancellationRequested || _host.IsCanceled) break;
                 using (var batch = feeder.Next())
                 {
                     Step(batch);
@@ -136,7 +138,7 @@ internal sealed class TrainingLoop : IDisposable
                 if (!ReferenceEquals(micro, batch.Batches[0])) parameters.Gather();
                 using var inner = NewDisposeScope();
                 var loss = _model.Loss(micro);
-                loss.backward();
+                BackwardErrors.Backward(loss);
                 sum.add_(loss.detach());
                 return true;
             }, $"learning from {micro.Rows} rows of {micro.Length} ids about {micro.PictureIndices.Length} pictures of {_model.Model.Config.Images.ImageSize} x {_model.Model.Config.Images.ImageSize} pixels");

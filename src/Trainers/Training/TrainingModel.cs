@@ -90,8 +90,7 @@ internal sealed class TrainingModel : IDisposable
         var text = Model.Language.EmbedTrusted(x.Ids);                                  // (b, l, d)
         var rows = text.flatten(0, 1).index_copy(0, x.Places, embeddings.to(text.dtype).flatten(0, 1)).view(text.shape); // (b, l, d)
         var logits = Model.Language.LogitsAt(rows, x.Asked);                            // (p, vocabulary)
-        var losses = nn.functional.cross_entropy(logits.to(ScalarType.Float32), x.Targets, reduction: nn.Reduction.None); // (p)
-        return losses.dot(x.Weights).MoveToOuterDisposeScope();
+        return TokenLoss.Of(logits, x.Targets, x.Weights, overwrites: true).MoveToOuterDisposeScope();
     }
 
     /// <summary>A model of these weights that is independent of this one; the caller owns it.</summary>
@@ -137,7 +136,11 @@ internal sealed class TrainingModel : IDisposable
     {
         if (_features is null) return Model.Vision.Encode(Normalize(batch.Pixels!));
         using var noGradients = no_grad();
-        if (batch.Pixels is null) return MicroBatch.Send(_features.Get(batch), Device);
+        if (batch.Pixels is null)
+        {
+            using var kept = _features.Get(batch, Device);
+            return HostTensor.Send(kept, Device);
+        }
         var patches = Model.Vision.Encode(Normalize(batch.Pixels));
         _features.Add(batch, patches);
         return patches;
@@ -148,7 +151,7 @@ internal sealed class TrainingModel : IDisposable
     private Tensor Normalize(Tensor pixels)
     {
         using var scope = NewDisposeScope();
-        var x = MicroBatch.Send(pixels, Device).permute(0, 3, 1, 2).to(ScalarType.Float32);
+        var x = HostTensor.Send(pixels, Device).permute(0, 3, 1, 2).to(ScalarType.Float32);
         return ((x / _whole - _mean) / _std).contiguous().MoveToOuterDisposeScope();
     }
 
@@ -165,9 +168,18 @@ internal sealed class TrainingModel : IDisposable
             lock (_lock) return Array.TrueForAll(batch.PictureIndices, p => _features.ContainsKey((batch.Pictures, p)));
         }
 
-        public Tensor Get(MicroBatch batch)
+        // (k, n, width), for the device; the caller owns it.
+        public Tensor Get(MicroBatch batch, Device device)
         {
-            lock (_lock) return stack(batch.PictureIndices.Select(p => _features[(batch.Pictures, p)]));
+            Tensor[] kept;
+            lock (_lock) kept = Array.ConvertAll(batch.PictureIndices, p => _features[(batch.Pictures, p)]);
+            var all = HostTensor.Empty([kept.Length, .. kept[0].shape], kept[0].dtype, device);
+            for (var i = 0; i < kept.Length; i++)
+            {
+                using var one = all[i];
+                kept[i].bytes.CopyTo(one.bytes);
+            }
+            return all;
         }
 
         public void Add(MicroBatch batch, Tensor patches)

@@ -1,3 +1,4 @@
+using MambaVL.Cuda;
 using MambaVL.Transforms;
 using Microsoft.ML;
 using Microsoft.ML.Runtime;
@@ -40,6 +41,7 @@ public sealed class VisionLanguageTrainer : IEstimator<VisionLanguageTransformer
     /// <exception cref="TrainingException">The loss is no number, memory does not suffice, or the output directory holds
     /// checkpoints of another run.</exception>
     /// <exception cref="InvalidDataException">No row is left to learn from.</exception>
+    /// <exception cref="CudaException">A kernel failed on the GPU.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled before the first step.</exception>
     public VisionLanguageTransformer Fit(IDataView train, IDataView? validation)
     {
@@ -56,7 +58,15 @@ public sealed class VisionLanguageTrainer : IEstimator<VisionLanguageTransformer
         var validationRows = validation is null ? null
             : new TrainingReader(Options, config, host, stop.Token).Read(validation, keepAsked: Options.Metric != ValidationMetric.Loss, "validation");
         VisionLanguageModel model;
-        using (var loop = new TrainingLoop(Options, host, rows, validationRows)) model = loop.Run(stop.Token);
+        try
+        {
+            using var loop = new TrainingLoop(Options, host, rows, validationRows);
+            model = loop.Run(stop.Token);
+        }
+        catch (Exception e) when (CudaFaults.Behind(e) is { } fault)
+        {
+            throw fault;
+        }
         try
         {
             return new(_environment, _settings, SharedModel.Own(model));

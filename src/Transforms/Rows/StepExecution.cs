@@ -1,4 +1,5 @@
 using System.Runtime.ExceptionServices;
+using MambaVL.Cuda;
 using Microsoft.ML;
 using Microsoft.ML.Data;
 
@@ -40,6 +41,10 @@ internal sealed class StepExecution
         catch (OperationCanceledException e)
         {
             throw stop.Exception(e);
+        }
+        catch (Exception e) when (CudaFaults.Behind(e) is { } fault)
+        {
+            throw fault;
         }
         if (_errorColumn < 0) return;
         for (var i = 0; i < count; i++)

@@ -43,6 +43,14 @@ public class AddNormsKernelTests(ITestOutputHelper output)
             CudaNumbers.SameBits(sum2, sum, "the sum");
             CudaNumbers.SameBits(normed2, normed, "the norm");
             if (otherNormed is not null) CudaNumbers.SameBits(other2!, otherNormed, "the other norm");
+            if (two || both) continue;
+
+            var (stream, to) = (x.clone(), empty_like(x));
+            AddNormsKernel.AddTo(gpu, stream, first, norm, to);
+            CudaNumbers.SameBits(stream, sum, "the sum in place");
+            CudaNumbers.SameBits(to, normed, "its norm");
+            AddNormsKernel.Normalise(gpu, stream, norm);
+            output.Close(stream, F.layer_norm(Wide(sum), [width], Wide(norm.weight), Wide(norm.bias!), Epsilon), CudaNumbers.Tolerance(type), $"{what}: normalised in place");
 
             Tensor Normed(Norm n) => F.layer_norm(exact, [width], Wide(n.weight), Wide(n.bias!), Epsilon);
         }
@@ -67,6 +75,8 @@ public class AddNormsKernelTests(ITestOutputHelper output)
         Refused(() => AddNormsKernel.Run(gpu, x, x, null, norm, half), "other", "*BFloat16*");
         Refused(() => AddNormsKernel.Run(gpu, x, x, null, rms), "norm", "*RMSNorm*");
         Refused(() => AddNormsKernel.Run(gpu, x, x, null, norm, finer), "other", "*1E-09*");
+        Refused(() => AddNormsKernel.AddTo(gpu, x, x, norm, zeros(32, 3, device: CUDA)), "normed", "*[32, 3]*[3, 32]*");
+        Refused(() => AddNormsKernel.Normalise(gpu, zeros(32, 3, device: CUDA).t(), norm), "x", "*strided*");
 
         static void Refused(Action call, string argument, string message) => call.Should().Throw<ArgumentException>().WithParameterName(argument).WithMessage(message);
     }

@@ -93,6 +93,12 @@ public class CudaConvolutionTests(ITestOutputHelper output)
         var convolution = new CudaConvolution(gpu, ScalarType.Float32, 4);
         convolution.Backward(u, weight, null, gradY, null, sum, null, add: true);
         output.Close(sum - 1, expected.Weight, 1e-5, "gradient of weight, added to ones");
+
+        // gradY in two parts.
+        var (part, whole, gradU) = (CudaNumbers.Normal(random, ScalarType.Float32, 2, 6, 50), zeros_like(weight), CudaNumbers.Poisoned(ScalarType.Float32, 2, 6, 50));
+        convolution.Backward(u, weight, null, gradY - part, gradU, whole, null, gradYMore: part);
+        output.Close(gradU, expected.U, 1e-5, "gradient of u, from two parts");
+        output.Close(whole, expected.Weight, 1e-5, "gradient of weight, from two parts");
     }
 
     [SkippableFact]
@@ -107,6 +113,7 @@ public class CudaConvolutionTests(ITestOutputHelper output)
         Act(() => convolution.Forward(u, weight.to(ScalarType.BFloat16), null, y)).Should().Throw<ArgumentException>().WithParameterName("weight").WithMessage("*BFloat16*Float32*");
         Act(() => convolution.Forward(u, Of(6, 3), null, y)).Should().Throw<ArgumentException>().WithParameterName("weight").WithMessage("*[6, 3]*[6, 4]*");
         Act(() => convolution.Forward(u, weight, null, Of(10, 6, 2).transpose(0, 2))).Should().Throw<ArgumentException>().WithParameterName("y").WithMessage("*strides*");
+        Act(() => convolution.Backward(u, weight, null, y, null, null, null, gradYMore: Of(6, 2, 10).transpose(0, 1))).Should().Throw<ArgumentException>().WithParameterName("gradYMore").WithMessage("*strides*");
         Act(() => new CudaConvolution(gpu, ScalarType.Float32, 9)).Should().Throw<ArgumentException>().WithMessage("*9*1 to 8*");
 
         static Action Act(Action action) => action;

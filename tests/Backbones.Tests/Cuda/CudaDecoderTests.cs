@@ -381,7 +381,7 @@ public class CudaDecoderTests(ITestOutputHelper output)
         foreach (var t in TensorsOf(state))
         {
             t.copy_(randn(t.shape, generator: random));
-            if (state is GptNeoXState) t.narrow(1, state.Length, MaxLength - state.Length).fill_(float.NaN);
+            if (state is GptNeoXState) t.narrow(2, state.Length, MaxLength - state.Length).fill_(float.NaN);
         }
         return state;
     }
@@ -402,7 +402,7 @@ public class CudaDecoderTests(ITestOutputHelper output)
         return near.bytes.ToArray();
     })];
 
-    private static Tensor Written(Tensor t, DecoderState state) => state is GptNeoXState ? t.narrow(1, 0, state.Length) : t;
+    private static Tensor Written(Tensor t, DecoderState state) => state is GptNeoXState ? t.narrow(2, 0, state.Length) : t;
 
     private static void Add(DecodingSession session, LanguageModel model, ScalarType type, int row, GenerationOptions options)
     {

@@ -14,13 +14,23 @@ public class CudaFaultTests
     {
         CudaTesting.Gpu();
         var (code, output) = CudaTesting.Probe(["kernel-fault", when]);
-        output.Should().Match("*A kernel failed on cuda:0*ILLEGAL_ADDRESS (700)*the last launched, newest first: probe.cu:probe. Run once more with MAMBAVL_CUDA_SYNC=1*");
+        output.Should().Match("*A kernel failed on cuda:0*ILLEGAL_ADDRESS (700)*It was probe.cu:probe, or one of libtorch's at that place. The process can use this GPU no more*");
+        code.Should().Be(Probe.ClearError);
+    }
+
+    [SkippableFact]
+    public void AFaultThatLibtorchNoticesNamesTheKernelAmongTheLaunchesSinceTheLastMark()
+    {
+        CudaTesting.Gpu();
+        var (code, output) = CudaTesting.Probe(["kernel-fault", KernelFault.Libtorch]);
+        output.Should().Match("*A kernel failed on cuda:0, and it showed when libtorch called the GPU*ILLEGAL_ADDRESS (700)*It was *probe.cu:probe*");
         code.Should().Be(Probe.ClearError);
     }
 
     [SkippableTheory]
     [InlineData(KernelFault.Waiting)]
     [InlineData(KernelFault.NextLaunch)]
+    [InlineData(KernelFault.Libtorch)]
     public void WhereEveryLaunchIsWaitedForTheFaultNamesTheOneKernel(string when)
     {
         CudaTesting.Gpu();

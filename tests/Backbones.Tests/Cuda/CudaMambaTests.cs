@@ -150,6 +150,33 @@ public class CudaMambaTests(ITestOutputHelper output)
         }
     }
 
+    [SkippableFact]
+    public void RowsAtOnceGiveTheStatesOfEach()
+    {
+        CudaTesting.Gpu();
+        foreach (var type in new[] { ScalarType.Float32, ScalarType.BFloat16 })
+        {
+            using var scope = NewDisposeScope();
+            using var model = Model(Odd, type);
+            using var mode = no_grad();
+            var x = CudaNumbers.Normal(new Generator(4), type, 3, 75, 72);
+            var (states, tolerance) = (model.CreateStates(3, 75), type == ScalarType.Float32 ? 1e-4 : 5e-2);
+            model.Prefill(x.narrow(1, 0, 70), states);
+            var logits = model.Prefill(x.narrow(1, 70, 5), states);
+            for (var row = 0; row < 3; row++)
+            {
+                using var expected = model.CreateState(75);
+                output.Close(logits.narrow(0, row, 1), model.Prefill(x.narrow(0, row, 1), expected), tolerance, $"logits of row {row}");
+                for (var i = 0; i < Odd.LayerCount; i++)
+                {
+                    output.Close(((MambaState)states[row]).Scan[i], ((MambaState)expected).Scan[i], tolerance, $"scan state {i}");
+                    output.Close(((MambaState)states[row]).Convolution[i], ((MambaState)expected).Convolution[i], tolerance, $"convolution state {i}");
+                }
+                states[row].Dispose();
+            }
+        }
+    }
+
     private static Mamba Model(MambaConfig config, ScalarType type)
     {
         var model = new Mamba(config, new RandomParameters(1, type).Root);

@@ -7,12 +7,12 @@ namespace MambaVL.Tests.Cuda;
 /// <summary>The index arithmetic of decode.cuh, walked through on the CPU lane by lane.</summary>
 public class DecodeLayoutTests
 {
-    private const int Tile = 8, Warps = 16;
+    private const int Tile = 8, Warps = 8, Places = 264, MostTiles = 6;
 
     // (rows, columns) of products, of 16-bit weights and of float32.
     public static TheoryData<int, int, int, int> Cases => new()
     {
-        { 3072, 1536, 2, 1 }, { 192, 5120, 2, 8 }, { 37, 74, 2, 16 }, { 101, 37, 2, 3 }, { 50, 200, 4, 4 }, { 13, 37, 4, 2 },
+        { 14000, 40, 2, 1 }, { 50, 1536, 2, 8 }, { 1100, 136, 2, 2 }, { 37, 74, 2, 16 }, { 101, 37, 2, 3 }, { 50, 200, 4, 4 }, { 13, 37, 4, 2 },
     };
 
     // A warp's m16n8k16 as the PTX manual lays out its operands: lane (g, t) holds a[g][2t..], a[g + 8][2t..], a[g][2t + 8..],
@@ -50,20 +50,25 @@ public class DecodeLayoutTests
         for (var i = 0; i < b; i++)
             for (var c = 0; c < columns; c++) packed[(c / group * b + i) * group + c % group] = x[i, c];
 
-        var grid = new DecodeGrid(132, 232448, size);
-        int slices = grid.Slices(rows, columns, 132), blocks = grid.Blocks(rows, columns, 132), width = Warps / slices * Tile;
+        var grid = new DecodeGrid(232448, size);
         grid.Groups(columns).Should().Be(groups);
         grid.PackedBytes(columns, b).Should().Be(packed.Length * 4);
+        // Product<rows, blocks, columns>
+        int blocks = Math.Min((rows + 3) / 4, Places), tiles = ((rows + blocks - 1) / blocks + Tile - 1) / Tile, passes = (tiles + MostTiles - 1) / MostTiles, atOnce = (tiles + passes - 1) / passes;
         var sums = new double[rows, b];
         for (var block = 0; block < blocks; block++)
-            for (var first = block * width; first < rows; first += blocks * width)
+        {
+            int first = (int)((long)rows * block / blocks), end = (int)((long)rows * (block + 1) / blocks);
+            for (var tile = 0; tile < passes * atOnce; tile++)
             {
                 var partial = new double[Warps, b, Tile];
                 for (var warp = 0; warp < Warps; warp++)
                 {
-                    var (tile, slice) = (warp / slices, warp % slices);
                     var sum = new double[16, 8];
-                    for (var at = groups * slice / slices; at < groups * (slice + 1) / slices; at++)
+                    for (var step = 0; step < (groups + Warps - 1) / Warps; step++)
+                    {
+                        var at = step * Warps + warp;
+                        if (at >= groups) continue; // zeros by zeros
                         if (size == 2)
                             for (var part = 0; part < 2; part++)
                                 Multiply(sum, (lane, register) => Activations(at, lane / 4 + register % 2 * 8, lane % 4, part * 4 + register / 2 * 2), lane => Weights(lane, at)[(part * 4)..(part * 4 + 4)]);
@@ -71,23 +76,23 @@ public class DecodeLayoutTests
                             for (var lane = 0; lane < 32; lane++)
                                 for (var i = 0; i < b; i++)
                                     for (var j = 0; j < vector; j++) sum[i, lane / 4] += Weights(lane, at)[j] * packed[(at * b + i) * group + lane % 4 * vector + j];
+                    }
                     for (var i = 0; i < b; i++)
                         for (var r = 0; r < Tile; r++) partial[warp, i, r] = sum[i, r];
-
-                    double[] Weights(int lane, int g)
-                    {
-                        var row = Math.Min(first + tile * Tile + lane / 4, rows - 1);
-                        return [.. Enumerable.Range(g * group + lane % 4 * vector, vector).Select(c => c < columns ? (double)w[row, c] : 0)];
-                    }
-
-                    double[] Activations(int g, int i, int t, int from) => i < b ? packed[((g * b + i) * group + t * vector + from)..][..2] : [0, 0];
                 }
-                for (var i = 0; i < width * b; i++)
+                for (var r = 0; r < Tile; r++)
+                    for (var i = 0; i < b && first + tile * Tile + r < end; i++)
+                        for (var warp = 0; warp < Warps; warp++) sums[first + tile * Tile + r, i] += partial[warp, i, r];
+
+                double[] Weights(int lane, int g)
                 {
-                    var (r, row) = (i % width, i / width);
-                    for (var s = 0; s < slices && first + r < rows; s++) sums[first + r, row] += partial[r / Tile * slices + s, row, r % Tile];
+                    var row = first + tile * Tile + lane / 4;
+                    return [.. Enumerable.Range(g * group + lane % 4 * vector, vector).Select(c => c < columns && row < end ? (double)w[row, c] : 0)];
                 }
+
+                double[] Activations(int g, int i, int t, int from) => i < b ? packed[((g * b + i) * group + t * vector + from)..][..2] : [0, 0];
             }
+        }
         for (var i = 0; i < rows; i++)
             for (var r = 0; r < b; r++)
             {
@@ -97,19 +102,18 @@ public class DecodeLayoutTests
             }
     }
 
+    // The most shared memory of a block on compute capability 7.5, 8.0, 8.6 and 9.0; a multiprocessor has 1 KB more from 8.0 on.
     [Theory]
-    [InlineData(1536, 3072)]
-    [InlineData(3072, 1536)]
-    [InlineData(5120, 2560)]
-    [InlineData(2560, 5120)]
-    [InlineData(10240, 2560)]
-    [InlineData(50280, 2560)]
-    public void ThePublishedSizesStandOnTheMultiprocessorsAtOnce(int rows, int columns)
+    [InlineData(65536, 0)]
+    [InlineData(166912, 1024)]
+    [InlineData(101376, 1024)]
+    [InlineData(232448, 1024)]
+    public void TheBlocksOfTwoKernelsShareAMultiprocessor(int sharedBytes, int more)
     {
-        var grid = new DecodeGrid(132, 232448, 2);
-        var blocks = grid.Blocks(rows, columns, 132);
-        blocks.Should().BeInRange(rows > 20_000 ? 132 : 80, 132);
-        (grid.Groups(columns) % grid.Slices(rows, columns, 132)).Should().Be(0, "every warp then has the same number of loads");
+        var room = new DecodeGrid(sharedBytes, 2).Room;
+        (4 * (room + (more == 0 ? 0 : 1024))).Should().BeLessThan(sharedBytes + more);
+        // The least that a product of 16 rows needs: the sums of one tile, and the weights of one step.
+        (Warps * Tile * 16 * sizeof(float) + DecodeGrid.Threads * 16).Should().BeLessThanOrEqualTo(room);
     }
 
     [Fact]

@@ -114,6 +114,17 @@ public class FusedModelTests(ITestOutputHelper output)
             // A prompt in pieces, then tokens one by one: what is in the cache is what all at once gives.
             Within(type, Pieces, Pieces(), cat([expected[..1, 19], expected[..1, 29], expected[..1, 30], expected[..1, 31]]), $"{name}, {type}, in pieces");
 
+            // Three rows at once, in two pieces.
+            Within(type, Rows, Rows(), cat([expected[.., 19], expected[.., 36]]), $"{name}, {type}, rows at once");
+
+            Tensor Rows()
+            {
+                var states = model.CreateStates(3, 40);
+                var logits = cat([model.Prefill(onGpu[.., ..20], states), model.Prefill(onGpu[.., 20..], states)]);
+                foreach (var state in states) state.Dispose();
+                return logits;
+            }
+
             Tensor Pieces()
             {
                 using var state = model.CreateState(40);

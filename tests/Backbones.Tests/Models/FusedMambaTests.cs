@@ -138,6 +138,23 @@ public class FusedMambaTests
         }
 
         var rows = Embeddings(2, 13).detach();
+        var (plainStates, fusedStates) = (model.CreateStates(2, 13), model.CreateStates(2, 13));
+        foreach (var (at, length) in new[] { (0, 9), (9, 3), (12, 1) })
+        {
+            var piece = rows.narrow(1, at, length);
+            model.backbone.UseKernels = false;
+            var plain = model.PrefillTogether(piece, plainStates);
+            model.backbone.UseKernels = true;
+            Compare.CloseInNorm(model.PrefillTogether(piece, fusedStates), plain, 1e-4, $"logits of two rows after {at + length}");
+        }
+        foreach (var (fused, plain) in fusedStates.Zip(plainStates))
+            for (var i = 0; i < 3; i++)
+            {
+                Compare.CloseInNorm(((MambaState)fused).Scan[i], ((MambaState)plain).Scan[i], 1e-4, $"scan state {i} of two rows");
+                Compare.CloseInNorm(((MambaState)fused).Convolution[i], ((MambaState)plain).Convolution[i], 1e-4, $"convolution state {i} of two rows");
+            }
+        foreach (var state in plainStates.Concat(fusedStates)) state.Dispose();
+
         var (plainHidden, fusedHidden) = (new List<Tensor>(), new List<Tensor>());
         model.backbone.UseKernels = false;
         model.Forward(rows, null, plainHidden);

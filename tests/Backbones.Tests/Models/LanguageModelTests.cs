@@ -64,6 +64,69 @@ public class LanguageModelTests
 
     [Theory]
     [MemberData(nameof(ModelsAndPrecisions))]
+    public void RowsThatAreReadAtOnceAreWhatEachIsAlone(string name, ScalarType dtype)
+    {
+        using var scope = NewDisposeScope();
+        using var mode = inference_mode();
+        using var model = Build(name, dtype);
+        var tolerance = dtype == ScalarType.Float32 ? 1e-5 : 0.03;
+        var ids = cat([Ids(12), (Ids(12) + 5) % 97, (Ids(12) * 3) % 97], 0);
+        var (atOnce, byTurns, alone) = (model.CreateStates(3, 14), model.CreateStates(3, 14), ids.unbind(0).Select(_ => model.CreateState(14)).ToArray());
+        foreach (var (from, length) in new[] { (0, 5), (5, 6), (11, 1) }) // a first piece, a later one, a single position
+        {
+            var piece = model.Embed(ids.narrow(1, from, length));
+            model.ReadsTogether = true;
+            var logits = model.Prefill(piece, atOnce);
+            model.ReadsTogether = false;
+            var expected = cat([.. alone.Select((state, row) => model.Prefill(piece.narrow(0, row, 1), state))], 0);
+            Compare.Close(logits, expected, tolerance, $"logits at {from}");
+            Compare.Same(model.Prefill(piece, byTurns), expected, "on the CPU, where each is read by itself");
+        }
+        for (var row = 0; row < 3; row++)
+        {
+            atOnce[row].Length.Should().Be(12);
+            foreach (var (ours, theirs) in Tensors(atOnce[row]).Zip(Tensors(alone[row])))
+                Compare.CloseInNorm(ours, theirs, tolerance, $"state of row {row}");
+        }
+
+        // Each state is one by itself from here on, also after another's end.
+        atOnce[1].Dispose();
+        var next = tensor([7L, 9L]);
+        Compare.Close(model.Decode(next, [atOnce[2], atOnce[0]]), model.Decode(next, [alone[2], alone[0]]), tolerance, "the next token");
+        foreach (var state in atOnce.Concat(byTurns).Concat(alone)) state.Dispose();
+
+        // What was read of a GPT-NeoX's cache, all of a Mamba's state.
+        static IEnumerable<Tensor> Tensors(DecoderState state) => state is MambaState m ? m.Convolution.Concat(m.Scan)
+            : ((GptNeoXState)state).Keys.Concat(((GptNeoXState)state).Values).Select(t => t.narrow(2, 0, state.Length));
+    }
+
+    [Theory]
+    [MemberData(nameof(Models))]
+    public void OnlyNeighboursOfOneLengthAreReadAtOnce(string name)
+    {
+        using var scope = NewDisposeScope();
+        using var model = Build(name);
+        var (states, others) = (model.CreateStates(3, 4), model.CreateStates(2, 4));
+        StateTensors.AreSideBySide(states).Should().BeTrue();
+        StateTensors.AreSideBySide([states[1], states[2]]).Should().BeTrue();
+        StateTensors.AreSideBySide([states[2]]).Should().BeTrue();
+        StateTensors.AreSideBySide([states[0], states[2]]).Should().BeFalse();
+        StateTensors.AreSideBySide([states[1], states[0]]).Should().BeFalse();
+        StateTensors.AreSideBySide([states[0], others[1]]).Should().BeFalse();
+        using (var copy = states[0].Clone()) StateTensors.AreSideBySide([copy, states[1]]).Should().BeFalse();
+        model.Decode(tensor([3L]), [states[1]]);
+        StateTensors.AreSideBySide([states[0], states[1]]).Should().BeFalse();
+
+        // Read all the same, one by one.
+        model.ReadsTogether = true;
+        var rows = model.Embed(cat([Ids(2), Ids(2)], 0));
+        var logits = model.Prefill(rows, [others[1], others[0]]);
+        Compare.Same(logits[0], logits[1], "two rows that are the same");
+        foreach (var state in states.Concat(others)) state.Dispose();
+    }
+
+    [Theory]
+    [MemberData(nameof(ModelsAndPrecisions))]
     public void ARowDecodesToTheSameBitsWhicheverRowsStandBesideIt(string name, ScalarType dtype)
     {
         using var scope = NewDisposeScope();
@@ -236,13 +299,17 @@ public class LanguageModelTests
         Fails(() => model.Prefill(cat([three, three], 0), state), "*[1, l, *");
         Fails(() => model.Prefill(cat([three, three], 1), state), "*0 of at most 4*6 more*");
         Fails(() => other.Prefill(three, state), "*another model*");
-        Fails(() => model.Decode(tensor([1L, 2L]), [state]), "*1 states for 2 ids*");
+        Fails(() => other.Prefill(three, [state]), "*another model*");
+        Fails(() => model.Prefill(cat([three, three], 0), [state]), "*1 states for 2 rows*");
+        Fails(() => model.Prefill(cat([three, three], 0), [state, state]), "*twice*");
+        Fails(() => model.Decode(tensor([1L, 2L]), [state]), "*1 states for 2 rows*");
         Fails(() => model.Decode(tensor([1L, 2L]), [state, state]), "*twice*");
         Fails(() => model.Decode(tensor([97L]), [state]), "*97*rows 0 to 96*");
         state.Length.Should().Be(0);
         model.Prefill(model.Embed(Ids(4)), state);
         Fails(() => model.Decode(tensor([1L]), [state]), "*4 of at most 4*maxLength*");
         model.Invoking(m => m.CreateState(0)).Should().Throw<ArgumentOutOfRangeException>();
+        model.Invoking(m => m.CreateStates(0, 4)).Should().Throw<ArgumentOutOfRangeException>();
         state.Dispose();
         model.Invoking(m => m.Decode(tensor([1L]), [state])).Should().Throw<ObjectDisposedException>();
         state.Invoking(s => s.Clone()).Should().Throw<ObjectDisposedException>();

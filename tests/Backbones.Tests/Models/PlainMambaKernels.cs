@@ -107,7 +107,8 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
                     var pre = a.Bias == 0 ? 0 : F(a.Bias)[channel];
                     for (var j = 0; j < _size; j++) pre += t - (_size - 1) + j < 0 ? 0 : weights[j] * u[t - (_size - 1) + j];
                     var sigmoid = 1 / (1 + MathF.Exp(-pre));
-                    g[t] = F(a.GradY)[row * a.GradYRow + channel * a.GradYChannel + t] * sigmoid * (1 + pre * (1 - sigmoid));
+                    var at = row * a.GradYRow + channel * a.GradYChannel + t;
+                    g[t] = (F(a.GradY)[at] + (a.GradYMore == 0 ? 0 : F(a.GradYMore)[at])) * sigmoid * (1 + pre * (1 - sigmoid));
                     gradBias += g[t];
                     for (var j = 0; j < _size; j++) gradWeights[j] += t - (_size - 1) + j < 0 ? 0 : g[t] * u[t - (_size - 1) + j];
                 }

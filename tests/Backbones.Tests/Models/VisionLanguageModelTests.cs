@@ -42,6 +42,23 @@ public class VisionLanguageModelTests
         }
     }
 
+    // As on a GPU.
+    [Theory, MemberData(nameof(Backbones))]
+    public void RowsThatAreReadAtOnceSayTheSame(string backbone)
+    {
+        using var model = TinyVisionLanguage.Create(backbone);
+        var images = Enumerable.Range(1, 3).Select(model.Encode).ToList();
+        // Three pictures, some more than once; questions of one length and of others between them.
+        var requests = new[] { (0, 6), (1, 6), (2, 1), (0, 1), (2, 6), (1, 2), (0, 6), (1, 3) }.Select((r, i) => model.Request(images[r.Item1], Conversations[r.Item2], i)).ToList();
+        requests.Insert(1, requests[0] with { InputIds = [.. requests[0].InputIds.SkipLast(1), requests[0].InputIds[^2]] });
+        var byTurns = model.Generate(requests, Short);
+        model.Language.ReadsTogether = true;
+        var atOnce = model.Generate(requests, Short);
+        atOnce.Select(a => string.Join(' ', a.Ids)).Should().Equal(byTurns.Select(a => string.Join(' ', a.Ids)));
+        byTurns.Select(a => string.Join(' ', a.Ids)).Distinct().Should().HaveCountGreaterThan(3, "else the rows prove nothing");
+        images.ForEach(i => i.Dispose());
+    }
+
     [Theory, MemberData(nameof(Backbones))]
     public void APictureThatRowsShareIsReadOnceAndTheBitsStayTheSame(string backbone)
     {

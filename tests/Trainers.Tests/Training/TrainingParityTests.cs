@@ -62,6 +62,6 @@ public class TrainingParityTests
             var text = Enumerable.Range(0, end).Where(t => t < at || t >= at + image.Length).ToList();
             return new TrainingRow(i, i, [.. text.Select(t => (int)row[t])], [.. text.Select(t => asked[t] != SequenceBuilder.Ignore)], at);
         }).ToArray();
-        return new(new(rows, [], null!, image, 0, 0, ""), rows, count, model.Tokenizer.EndOfTextId);
+        return new(new(rows, [], null!, image, 0, 0, ""), rows, count, model.Tokenizer.EndOfTextId, model.Device);
     }
 }

@@ -57,9 +57,9 @@ internal abstract class CudaDecoder : IDisposable
             var values = ids.cpu().data<long>().ToArray().Select(id => (int)id).ToArray();
             var parts = new List<Tensor>();
             Span<int> chosen = stackalloc int[DecodeControl.MostRows];
-            for (var at = 0; at < values.Length; at += batch.MaxRows)
+            for (var at = 0; at < values.Length; at += DecodeControl.MostRows)
             {
-                var rows = states.Skip(at).Take(batch.MaxRows).ToList();
+                var rows = states.Skip(at).Take(DecodeControl.MostRows).ToList();
                 batch.Load(rows, values.AsSpan(at, rows.Count), null, null);
                 batch.Enqueue();
                 parts.Add(batch.Logits.narrow(0, 0, rows.Count).clone());

@@ -24,24 +24,23 @@ internal abstract unsafe class DecodeBatch : IDisposable
     private readonly List<Tensor> _buffers = [];
     private readonly CudaGraph?[] _graphs = new CudaGraph?[DecodeControl.MostRows + 1];
     private readonly EndArguments _ends;
+    private readonly NormArguments _norm;
+    private readonly HeadArguments _head;
     private readonly int _layers;
     private readonly Tensor _control, _seen, _logits;
     private byte* _staging; // the host's copy of the control block with its tables, then of the tokens seen
     private ulong* _ring;
     private uint _step, _waited;
 
-    protected DecodeBatch(CudaGpu gpu, DecoderWeights weights, DecoderShape shape, EndArguments ends)
+    protected DecodeBatch(CudaGpu gpu, DecoderWeights weights, DecoderShape shape, DecoderEnds ends)
     {
         (Gpu, Weights, Shape, _layers) = (gpu, weights, shape, shape.Layers);
-        Grid = new(gpu.Multiprocessors, gpu.SharedBytes, weights.Type == ScalarType.Float32 ? 4 : 2);
-        var rows = 1;
-        while (rows < DecodeControl.MostRows && Grid.PackedBytes(shape.Hidden, 2 * rows) + DecodeGrid.StaticBytes(2 * rows) <= gpu.SharedBytes) rows *= 2;
-        MaxRows = rows;
+        Grid = new(gpu.SharedBytes, weights.Type == ScalarType.Float32 ? 4 : 2);
         try
         {
             _control = Buffer(ControlBytes);
             _seen = Buffer(SeenBytes);
-            _logits = Owned(() => zeros([rows, shape.Vocabulary], dtype: ScalarType.Float32, device: new Device(DeviceType.CUDA, gpu.Index)));
+            _logits = Owned(() => zeros([DecodeControl.MostRows, shape.Vocabulary], dtype: ScalarType.Float32, device: new Device(DeviceType.CUDA, gpu.Index)));
             void* staging = null, ring = null;
             using (gpu.Enter())
             {
@@ -52,10 +51,15 @@ internal abstract unsafe class DecodeBatch : IDisposable
             }
             new Span<ulong>(_ring, Ring * DecodeControl.MostRows).Clear();
             Residual = Floats(shape.Hidden);
-            _ends = ends with
+            (NormX, NormX2) = (Packed(shape.Hidden), Packed(shape.Hidden));
+            var logits = CudaTensor.Pointer(_logits);
+            _ends = new()
             {
-                Residual = Residual, Logits = CudaTensor.Pointer(_logits), Control = CudaTensor.Pointer(_control), Listed = Floats(shape.Vocabulary), Seen = CudaTensor.Pointer(_seen), Ring = (nint)_ring,
+                Table = ends.Table, Residual = Residual, Logits = logits, Control = CudaTensor.Pointer(_control), Listed = Floats(shape.Vocabulary), Seen = CudaTensor.Pointer(_seen), Ring = (nint)_ring,
+                Hidden = shape.Hidden, Vocabulary = shape.Vocabulary,
             };
+            _norm = Norm(ends.Norm);
+            _head = new() { Weight = ends.Head, X = NormX, Logits = logits };
         }
         catch
         {
@@ -66,14 +70,12 @@ internal abstract unsafe class DecodeBatch : IDisposable
 
     ~DecodeBatch() => Dispose(false);
 
-    /// <summary>Whether a kernel may start while the one before it ends. For measuring what that gives.</summary>
-    public static bool Overlap { get; set; } = true;
+    /// <summary>Whether a kernel may start while the one before it ends. Off: as the kernels are, the blocks that come early take
+    /// the memory from those that work (a layer of mamba-2.8b takes 84 us with it and 60 without, H100, 2026-11-25).</summary>
+    public static bool Overlap { get; set; }
 
     /// <summary>The weights that the steps read.</summary>
     public DecoderWeights Weights { get; }
-
-    /// <summary>The most rows: what the shared memory of a multiprocessor holds.</summary>
-    public int MaxRows { get; }
 
     /// <summary>Rows that are in it now.</summary>
     public int Count { get; private set; }
@@ -93,6 +95,12 @@ internal abstract unsafe class DecodeBatch : IDisposable
     /// <summary>(rows, d), float32.</summary>
     protected nint Residual { get; }
 
+    /// <summary>Where norms of the residual go, (rows, d) as the products read them, and where a second norm of the same goes.</summary>
+    protected nint NormX { get; }
+
+    /// <inheritdoc cref="NormX"/>
+    protected nint NormX2 { get; }
+
     /// <summary>The control block on the GPU.</summary>
     protected nint Control => CudaTensor.Pointer(_control);
 
@@ -110,7 +118,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     public void Load(IReadOnlyList<DecoderState> states, ReadOnlySpan<int> ids, GenerationOptions? options, IReadOnlyList<Sampler>? samplers)
     {
         if (InFlight > 0) throw new InvalidOperationException($"{InFlight} steps are still on their way.");
-        if (states.Count < 1 || states.Count > MaxRows) throw new ArgumentException($"{states.Count} rows were given; expected 1 to {MaxRows}.", nameof(states));
+        if (states.Count < 1 || states.Count > DecodeControl.MostRows) throw new ArgumentException($"{states.Count} rows were given; expected 1 to {DecodeControl.MostRows}.", nameof(states));
         Prepare(states);
         Count = states.Count;
         ref var control = ref *(DecodeControl*)_staging;
@@ -157,7 +165,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
         var b = 1;
         while (b < Count) b *= 2;
         // Recorded, a kernel could not be waited for by itself.
-        if (CudaFaults.Synchronous) Launches(stream, b, overlap: false);
+        if (CudaFaults.Synchronous) Launches(b, overlap: false)(stream);
         else (_graphs[b] ??= Record(b)).Run(stream);
         _step++;
     }
@@ -233,34 +241,56 @@ internal abstract unsafe class DecodeBatch : IDisposable
     /// <summary>What the tables hold for rows that are not there: memory that they may write.</summary>
     protected abstract (nint First, nint Second) Spare { get; }
 
-    /// <summary>Launches all layers for b rows: 1, 2, 4, 8 or 16.</summary>
-    protected abstract void Layers(nint stream, int b, bool overlap);
+    /// <summary>The module of all kernels for b rows but those of decode_ends.cu: 1, 2, 4, 8 or 16.</summary>
+    protected abstract CudaModule Module(int b);
 
-    /// <summary>Compiles what <see cref="Layers"/> launches.</summary>
-    protected abstract void Compile(int b);
+    /// <summary>What launches all layers for b rows.</summary>
+    protected abstract Action<nint> Layers(CudaModule module, int b, bool overlap);
 
     /// <summary>The table of a layer on the GPU.</summary>
     protected nint Table(int layer, int which) => Control + sizeof(DecodeControl) + (layer * TablesPerLayer + which) * DecodeControl.MostRows * sizeof(nint);
 
     /// <summary>Memory of float32 for all rows, zeros; disposed with this.</summary>
-    protected nint Floats(int width) => CudaTensor.Pointer(Buffer((long)MaxRows * width * sizeof(float)));
+    protected nint Floats(int width) => CudaTensor.Pointer(Buffer((long)DecodeControl.MostRows * width * sizeof(float)));
 
     /// <summary>Memory for all rows of activations as the products read them, zeros.</summary>
-    protected nint Packed(int width) => CudaTensor.Pointer(Buffer(Grid.PackedBytes(width, MaxRows)));
+    protected nint Packed(int width) => CudaTensor.Pointer(Buffer(Grid.PackedBytes(width, DecodeControl.MostRows)));
 
-    /// <summary>Macros of every source.</summary>
-    protected string[] Defines(int b, params ReadOnlySpan<string> more) =>
+    /// <summary>The arguments of a norm of the residual, written to <see cref="NormX"/>, and of a second one to <see cref="NormX2"/>.</summary>
+    protected NormArguments Norm(NormWeights first, NormWeights second = default) => new()
+    {
+        Weight = first.Weight, Bias = first.Bias, Weight2 = second.Weight, Bias2 = second.Bias, Residual = Residual, X = NormX, X2 = NormX2, Epsilon = first.Epsilon,
+    };
+
+    /// <summary>The source of a model's layers with its macros, and those that all have.</summary>
+    /// <param name="file">The source.</param>
+    /// <param name="b">Rows.</param>
+    /// <param name="layerNorm">LayerNorm, else RMSNorm.</param>
+    /// <param name="more">The model's own macros.</param>
+    protected CudaModule Module(string file, int b, bool layerNorm, params ReadOnlySpan<string> more) => Gpu.Module(file,
     [
-        $"TYPE={CudaTensor.TypeName(Weights.Type)}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}", $"STAGED={Grid.Staged(b)}", $"D={Shape.Hidden}", .. more,
-    ];
+        $"TYPE={TypeName}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}", $"ROOM={Grid.Room}",
+        $"D={Shape.Hidden}", $"V={Shape.Vocabulary}", $"LAYER_NORM={(layerNorm ? "true" : "false")}", .. more,
+    ]);
+
+    /// <summary>A kernel of the step with what it says of its blocks.</summary>
+    protected static Spread SpreadOf(CudaModule module, string entry)
+    {
+        var numbers = module.Numbers(entry + "_spread");
+        return new(Of(module, entry), numbers[0], numbers[1]);
+    }
 
     /// <summary>A kernel of the step.</summary>
-    protected CudaKernel Kernel(string file, string entry, string[] defines)
+    protected static CudaKernel Of(CudaModule module, string entry)
     {
-        var kernel = Gpu.Kernel(file, entry, defines);
+        var kernel = module.Kernel(entry);
         kernel.PreferShared();
         return kernel;
     }
+
+    /// <summary>Norms of b rows, a block each.</summary>
+    protected static void Run(CudaKernel normalise, nint stream, int b, bool overlap, in NormArguments arguments)
+        => normalise.Run(stream, new Launch(b, DecodeGrid.NormThreads, 0, overlap), arguments);
 
     /// <summary>Memory, zeros; disposed with this.</summary>
     protected Tensor Buffer(long bytes) => Owned(() => zeros([bytes], dtype: ScalarType.Byte, device: new Device(DeviceType.CUDA, Gpu.Index)));
@@ -276,35 +306,35 @@ internal abstract unsafe class DecodeBatch : IDisposable
     private CudaGraph Record(int b)
     {
         var name = $"a decode step of {b} rows";
-        EndKernels(b);
-        Compile(b);
-        if (!Overlap) return CudaGraph.Record(Gpu, name, stream => Launches(stream, b, overlap: false));
+        if (!Overlap) return CudaGraph.Record(Gpu, name, Launches(b, overlap: false));
         try
         {
-            return CudaGraph.Record(Gpu, name, stream => Launches(stream, b, overlap: true));
+            return CudaGraph.Record(Gpu, name, Launches(b, overlap: true));
         }
         catch (CudaException) // drivers before CUDA 12.3 cannot record an overlap
         {
-            return CudaGraph.Record(Gpu, name, stream => Launches(stream, b, overlap: false));
+            return CudaGraph.Record(Gpu, name, Launches(b, overlap: false));
         }
     }
 
-    private void Launches(nint stream, int b, bool overlap)
+    // Everything is compiled and looked up before: a recording suffers nothing else.
+    private Action<nint> Launches(int b, bool overlap)
     {
-        var (embed, head, choose) = EndKernels(b);
-        embed.Run(stream, new Launch((Math.Min((Shape.Hidden + 255) / 256, 16), b, 1), (256, 1)), _ends);
-        Layers(stream, b, overlap);
-        head.Run(stream, new Launch(Grid.Blocks(Shape.Vocabulary, Shape.Hidden, Gpu.Multiprocessors), DecodeGrid.Threads, Grid.PackedBytes(Shape.Hidden, b), overlap), _ends);
-        choose.Run(stream, new Launch(b, 1024, 0, overlap), _ends);
+        CudaModule ends = Gpu.Module("decode_ends.cu", $"TYPE={TypeName}"), module = Module(b);
+        CudaKernel embed = Of(ends, "embed"), choose = Of(ends, "choose"), normalise = Of(module, "normalise");
+        var head = SpreadOf(module, "head");
+        var layers = Layers(module, b, overlap);
+        return stream =>
+        {
+            embed.Run(stream, new Launch((Math.Min((Shape.Hidden + 255) / 256, 16), b, 1), (256, 1)), _ends);
+            layers(stream);
+            Run(normalise, stream, b, overlap, _norm);
+            head.Run(stream, overlap, _head);
+            choose.Run(stream, new Launch(b, 1024, 0, overlap), _ends);
+        };
     }
 
-    private (CudaKernel Embed, CudaKernel Head, CudaKernel Choose) EndKernels(int b)
-    {
-        var defines = Defines(b, $"V={Shape.Vocabulary}", $"LAYER_NORM={(_ends.NormBias != 0 ? "true" : "false")}");
-        return (Kernel("embed"), Kernel("head"), Kernel("choose"));
-
-        CudaKernel Kernel(string entry) => this.Kernel("decode_ends.cu", entry, defines);
-    }
+    private string TypeName => CudaTensor.TypeName(Weights.Type);
 
     private void Upload(nint to, byte* from, int bytes)
     {
@@ -324,10 +354,37 @@ internal abstract unsafe class DecodeBatch : IDisposable
 /// <param name="Layers">Layers.</param>
 internal readonly record struct DecoderShape(int Hidden, int Vocabulary, int Layers);
 
+/// <summary>The weights before and behind the layers.</summary>
+/// <param name="Table">Of the embedding.</param>
+/// <param name="Head">The head's.</param>
+/// <param name="Norm">The last norm's.</param>
+internal readonly record struct DecoderEnds(nint Table, nint Head, NormWeights Norm);
+
+/// <summary>The weights of a norm.</summary>
+/// <param name="Weight">(d).</param>
+/// <param name="Bias">(d); 0 in an RMSNorm.</param>
+/// <param name="Epsilon">What is added to the variance.</param>
+internal readonly record struct NormWeights(nint Weight, nint Bias, float Epsilon);
+
 /// <summary>Ends of decode_ends.cu.</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal record struct EndArguments
 {
-    public nint Table, Norm, NormBias, Head, Residual, Logits, Control, Listed, Seen, Ring;
+    public nint Table, Residual, Logits, Control, Listed, Seen, Ring;
+    public int Hidden, Vocabulary;
+}
+
+/// <summary>Norm of decode_head.cuh.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal record struct NormArguments
+{
+    public nint Weight, Bias, Weight2, Bias2, Residual, X, X2;
     public float Epsilon;
+}
+
+/// <summary>Head of decode_head.cuh.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal record struct HeadArguments
+{
+    public nint Weight, X, Logits;
 }

@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Cuda;
 
-/// <summary>Decodes a GPT-NeoX on a GPU: three kernels a layer, or five where its residual is not parallel
+/// <summary>Decodes a GPT-NeoX on a GPU: four kernels a layer, or seven where its residual is not parallel
 /// (Kernels/gptneox_decode.cu).</summary>
 /// <param name="model">Whose weights are read.</param>
 internal sealed class GptNeoXCudaDecoder(GptNeoX model) : CudaDecoder
@@ -29,32 +29,27 @@ internal sealed class GptNeoXCudaDecoder(GptNeoX model) : CudaDecoder
         return new Batch(gpu, weights, model, Ends(weights), [.. Enumerable.Range(0, (int)c.LayerCount).Select(i => Layer(weights, i))]);
     }
 
-    private EndArguments Ends(DecoderWeights w)
+    private DecoderEnds Ends(DecoderWeights w)
     {
         var (d, v, body) = (model.Config.HiddenSize, model.Config.VocabularySize, model.gpt_neox);
         var table = w.Of(body.embed_in.weight, v * d, "The embedding table");
-        return new()
-        {
-            Table = table, Head = model.embed_out is null ? table : w.Of(model.embed_out.weight, v * d, "The head"),
-            Norm = w.Of(body.final_layer_norm.weight, d, "final_layer_norm"), NormBias = w.Of(body.final_layer_norm.bias, d, "The bias of final_layer_norm"),
-            Epsilon = (float)model.Config.NormEpsilon,
-        };
+        return new(table, model.embed_out is null ? table : w.Of(model.embed_out.weight, v * d, "The head"),
+            new(w.Of(body.final_layer_norm.weight, d, "final_layer_norm"), w.Of(body.final_layer_norm.bias, d, "The bias of final_layer_norm"), (float)model.Config.NormEpsilon));
     }
 
-    private LayerArguments Layer(DecoderWeights w, int i)
+    private (NormWeights Attention, NormWeights Mlp, LayerArguments Arguments) Layer(DecoderWeights w, int i)
     {
         var (c, layer) = (model.Config, model.gpt_neox.layers[i]);
         var (d, m) = (c.HiddenSize, c.IntermediateSize);
-        return new()
+        var epsilon = (float)c.NormEpsilon;
+        return (new(w.Of(layer.input_layernorm.weight, d, Name("input_layernorm")), w.Of(layer.input_layernorm.bias, d, Name("input_layernorm's bias")), epsilon),
+            new(w.Of(layer.post_attention_layernorm.weight, d, Name("post_attention_layernorm")), w.Of(layer.post_attention_layernorm.bias, d, Name("post_attention_layernorm's bias")), epsilon), new()
         {
-            AttentionNorm = w.Of(layer.input_layernorm.weight, d, Name("input_layernorm")), AttentionNormBias = w.Of(layer.input_layernorm.bias, d, Name("input_layernorm's bias")),
-            MlpNorm = w.Of(layer.post_attention_layernorm.weight, d, Name("post_attention_layernorm")), MlpNormBias = w.Of(layer.post_attention_layernorm.bias, d, Name("post_attention_layernorm's bias")),
             Qkv = w.Of(layer.attention.query_key_value.weight, 3 * d * d, Name("query_key_value")), QkvBias = w.Of(layer.attention.query_key_value.bias, 3 * d, Name("query_key_value's bias")),
             Dense = w.Of(layer.attention.dense.weight, d * d, Name("dense")), DenseBias = w.Of(layer.attention.dense.bias, d, Name("dense's bias")),
             Up = w.Of(layer.mlp.dense_h_to_4h.weight, m * d, Name("dense_h_to_4h")), UpBias = w.Of(layer.mlp.dense_h_to_4h.bias, m, Name("dense_h_to_4h's bias")),
             Down = w.Of(layer.mlp.dense_4h_to_h.weight, d * m, Name("dense_4h_to_h")), DownBias = w.Of(layer.mlp.dense_4h_to_h.bias, d, Name("dense_4h_to_h's bias")),
-            Epsilon = (float)c.NormEpsilon,
-        };
+        });
 
         string Name(string what) => $"Layer {i}'s {what}";
     }
@@ -63,35 +58,38 @@ internal sealed class GptNeoXCudaDecoder(GptNeoX model) : CudaDecoder
     [StructLayout(LayoutKind.Sequential)]
     private record struct LayerArguments
     {
-        public nint AttentionNorm, AttentionNormBias, MlpNorm, MlpNormBias, Qkv, QkvBias, Dense, DenseBias, Up, UpBias, Down, DownBias;
-        public nint Keys, Values, Cosines, Sines, Control, Residual, Projected, Attended, Wide;
-        public float Epsilon;
+        public nint Qkv, QkvBias, Dense, DenseBias, Up, UpBias, Down, DownBias;
+        public nint Keys, Values, Cosines, Sines, Control, X, X2, Residual, Projected, Parts, Arrived, Attended, Wide;
     }
 
     private sealed class Batch : DecodeBatch
     {
+        // Parts of a head's positions (MOST_PARTS).
+        private const int MostParts = 16;
+
         // Positions that rotary tables are made for at first, and at least.
         private const int LeastPositions = 2048;
 
         private readonly GptNeoX _model;
         private readonly GptNeoXConfig _config;
-        private readonly LayerArguments[] _layers;
+        private readonly (NormArguments Norm, NormArguments MlpNorm, LayerArguments Layer)[] _layers;
         private Tensor? _rotary; // (2, positions, r / 2), float32
         private int _positions;
 
-        public Batch(CudaGpu gpu, DecoderWeights weights, GptNeoX model, EndArguments ends, LayerArguments[] layers)
+        public Batch(CudaGpu gpu, DecoderWeights weights, GptNeoX model, DecoderEnds ends, (NormWeights Attention, NormWeights Mlp, LayerArguments Arguments)[] layers)
             : base(gpu, weights, new((int)model.HiddenSize, (int)model.VocabularySize, (int)model.Config.LayerCount), ends)
         {
             (_model, _config) = (model, model.Config);
             try
             {
                 int d = Shape.Hidden, m = (int)_config.IntermediateSize;
-                nint projected = Floats(3 * d), attended = Packed(d), wide = Packed(m);
+                int heads = (int)_config.HeadCount, k = (int)_config.HeadSize;
+                nint projected = Floats(3 * d), parts = Floats(heads * MostParts * (2 + k)), arrived = Floats(heads), attended = Packed(d), wide = Packed(m);
                 Spare = (CudaTensor.Pointer(Buffer(d * sizeof(float))), CudaTensor.Pointer(Buffer(d * sizeof(float))));
-                _layers = [.. layers.Select((layer, i) => layer with
+                _layers = [.. layers.Select((layer, i) => (_config.ParallelResidual ? Norm(layer.Attention, layer.Mlp) : Norm(layer.Attention), Norm(layer.Mlp), layer.Arguments with
                 {
-                    Keys = Table(i, 0), Values = Table(i, 1), Control = Control, Residual = Residual, Projected = projected, Attended = attended, Wide = wide,
-                })];
+                    Keys = Table(i, 0), Values = Table(i, 1), Control = Control, X = NormX, X2 = NormX2, Residual = Residual, Projected = projected, Parts = parts, Arrived = arrived, Attended = attended, Wide = wide,
+                }))];
             }
             catch
             {
@@ -127,51 +125,47 @@ internal sealed class GptNeoXCudaDecoder(GptNeoX model) : CudaDecoder
             }
             var at = CudaTensor.Pointer(_rotary);
             for (var i = 0; i < _layers.Length; i++)
-                _layers[i] = _layers[i] with { Cosines = at, Sines = at + (nint)(_positions * _config.RotarySize / 2 * sizeof(float)) };
+                _layers[i].Layer = _layers[i].Layer with { Cosines = at, Sines = at + (nint)(_positions * _config.RotarySize / 2 * sizeof(float)) };
             Forget();
         }
 
-        protected override void Compile(int b) => Kernels(b);
-
-        protected override void Layers(nint stream, int b, bool overlap)
+        protected override CudaModule Module(int b)
         {
-            var k = Kernels(b);
-            int d = Shape.Hidden, m = (int)_config.IntermediateSize, all = Gpu.Multiprocessors, shared = Grid.PackedBytes(d, b);
-            // What attend_head lays out.
-            var headShared = (DecodeGrid.Threads + (int)_config.HeadSize + DecodeGrid.Threads * 16 / Grid.ElementSize) * sizeof(float);
-            int upBlocks = Grid.Blocks(m, d, all), heads = (int)_config.HeadCount * b, outputBlocks = Grid.Blocks(d, Math.Min(d, m), all);
-            var qkv = new Launch(Grid.Blocks(3 * d, d, all), DecodeGrid.Threads, shared, overlap);
-            var attend = new Launch(heads + (_config.ParallelResidual ? upBlocks : 0), DecodeGrid.Threads, Math.Max(shared, headShared), overlap);
-            var up = new Launch(upBlocks, DecodeGrid.Threads, shared, overlap);
-            var output = new Launch(outputBlocks, DecodeGrid.Threads, Grid.StagedBytes(Grid.PackedBytes(d, b) + Grid.PackedBytes(m, b), b), overlap);
-            foreach (var layer in _layers)
+            var c = _config;
+            return Module("gptneox_decode.cu", b, true, $"H={c.HeadCount}", $"K={c.HeadSize}", $"R={c.RotarySize}", $"M={c.IntermediateSize}", $"TANH_GELU={(c.TanhGelu ? "true" : "false")}");
+        }
+
+        protected override Action<nint> Layers(CudaModule module, int b, bool overlap)
+        {
+            var normalise = Of(module, "normalise");
+            Spread qkv = Get("qkv"), attend = Get("attend"), denseDown = Get("dense_down"), attendAlone = Get("attend_alone"), dense = Get("dense"), up = Get("up"), down = Get("down");
+            return stream =>
             {
-                k.Qkv.Run(stream, qkv, layer);
-                k.Attend.Run(stream, attend, layer);
-                if (_config.ParallelResidual)
+                foreach (var (norm, mlpNorm, layer) in _layers)
                 {
-                    k.DenseDown.Run(stream, output, layer);
-                    continue;
+                    Run(normalise, stream, b, overlap, norm);
+                    qkv.Run(stream, overlap, layer);
+                    if (_config.ParallelResidual)
+                    {
+                        attend.Run(stream, overlap, layer);
+                        denseDown.Run(stream, overlap, layer);
+                        continue;
+                    }
+                    attendAlone.Run(stream, overlap, layer);
+                    dense.Run(stream, overlap, layer);
+                    Run(normalise, stream, b, overlap, mlpNorm);
+                    up.Run(stream, overlap, layer);
+                    down.Run(stream, overlap, layer);
                 }
-                k.Dense.Run(stream, output, layer);
-                k.Up.Run(stream, up, layer);
-                k.Down.Run(stream, output, layer);
-            }
+            };
+
+            Spread Get(string entry) => SpreadOf(module, entry);
         }
 
         protected override void Dispose(bool disposing)
         {
             base.Dispose(disposing);
             if (disposing) _rotary?.Dispose();
-        }
-
-        private (CudaKernel Qkv, CudaKernel Attend, CudaKernel DenseDown, CudaKernel Dense, CudaKernel Up, CudaKernel Down) Kernels(int b)
-        {
-            var c = _config;
-            var defines = Defines(b, $"H={c.HeadCount}", $"K={c.HeadSize}", $"R={c.RotarySize}", $"M={c.IntermediateSize}", $"TANH_GELU={(c.TanhGelu ? "true" : "false")}");
-            return (Get("qkv"), Get("attend"), Get("dense_down"), Get("dense"), Get("up"), Get("down"));
-
-            CudaKernel Get(string entry) => Kernel("gptneox_decode.cu", entry, defines);
         }
     }
 }

@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Cuda;
 
-/// <summary>Decodes a Mamba on a GPU: four kernels a layer (Kernels/mamba_decode.cu).</summary>
+/// <summary>Decodes a Mamba on a GPU: five kernels a layer (Kernels/mamba_decode.cu).</summary>
 /// <param name="model">Whose weights are read.</param>
 internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
 {
@@ -29,32 +29,27 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
         return new Batch(gpu, weights, c, Ends(weights), [.. Enumerable.Range(0, (int)c.LayerCount).Select(i => Layer(weights, i))]);
     }
 
-    private EndArguments Ends(DecoderWeights w)
+    private DecoderEnds Ends(DecoderWeights w)
     {
         var (d, v, b) = (model.Config.HiddenSize, model.Config.VocabularySize, model.backbone);
         var table = w.Of(b.embedding.weight, v * d, "The embedding table");
-        return new()
-        {
-            Table = table, Head = model.lm_head is null ? table : w.Of(model.lm_head.weight, v * d, "The head"),
-            Norm = w.Of(b.norm_f.weight, d, "norm_f"), NormBias = w.Of(b.norm_f.bias, d, "The bias of norm_f"), Epsilon = (float)model.Config.NormEpsilon,
-        };
+        return new(table, model.lm_head is null ? table : w.Of(model.lm_head.weight, v * d, "The head"),
+            new(w.Of(b.norm_f.weight, d, "norm_f"), w.Of(b.norm_f.bias, d, "The bias of norm_f"), (float)model.Config.NormEpsilon));
     }
 
-    private LayerArguments Layer(DecoderWeights w, int i)
+    private (NormWeights Norm, LayerArguments Arguments) Layer(DecoderWeights w, int i)
     {
         var (c, layer) = (model.Config, model.backbone.layers[i]);
         var (d, e, n, r, mixer) = (c.HiddenSize, c.InnerSize, c.StateSize, c.TimeStepRank, layer.mixer);
-        return new()
+        return (new(w.Of(layer.norm.weight, d, Name("norm")), w.Of(layer.norm.bias, d, Name("norm's bias")), (float)c.NormEpsilon), new()
         {
-            Norm = w.Of(layer.norm.weight, d, Name("norm")), NormBias = w.Of(layer.norm.bias, d, Name("norm's bias")),
             InProj = w.Of(mixer.in_proj.weight, 2 * e * d, Name("in_proj")), InBias = w.Of(mixer.in_proj.bias, 2 * e, Name("in_proj's bias")),
             Conv = w.Of(mixer.conv1d.weight, e * c.ConvolutionSize, Name("conv1d")), ConvBias = w.Of(mixer.conv1d.bias, e, Name("conv1d's bias")),
             XProj = w.Of(mixer.x_proj.weight, (r + 2 * n) * e, Name("x_proj")),
             DtProj = w.Of(mixer.dt_proj.weight, e * r, Name("dt_proj")), DtBias = w.Wide(mixer.dt_proj.bias!, e, Name("dt_proj's bias")),
             ALog = w.Wide(mixer.A_log, e * n, Name("A_log")), D = w.Wide(mixer.D, e, Name("D")),
             OutProj = w.Of(mixer.out_proj.weight, d * e, Name("out_proj")), OutBias = w.Of(mixer.out_proj.bias, d, Name("out_proj's bias")),
-            Epsilon = (float)c.NormEpsilon,
-        };
+        });
 
         string Name(string what) => $"Layer {i}'s {what}";
     }
@@ -63,9 +58,8 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
     [StructLayout(LayoutKind.Sequential)]
     private record struct LayerArguments
     {
-        public nint Norm, NormBias, InProj, InBias, Conv, ConvBias, XProj, DtProj, DtBias, ALog, D, OutProj, OutBias;
-        public nint Windows, States, Residual, U, Z, Selected, UPacked, YPacked;
-        public float Epsilon;
+        public nint InProj, InBias, Conv, ConvBias, XProj, DtProj, DtBias, ALog, D, OutProj, OutBias;
+        public nint Windows, States, X, Residual, U, Z, Selected, UPacked, YPacked;
     }
 
     private sealed class Batch : DecodeBatch
@@ -74,10 +68,10 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
         private const int StateChannels = 16, StateThreads = 128;
 
         private readonly MambaConfig _config;
-        private readonly LayerArguments[] _layers;
+        private readonly (NormArguments Norm, LayerArguments Layer)[] _layers;
         private readonly int _e, _selected;
 
-        public Batch(CudaGpu gpu, DecoderWeights weights, MambaConfig c, EndArguments ends, LayerArguments[] layers)
+        public Batch(CudaGpu gpu, DecoderWeights weights, MambaConfig c, DecoderEnds ends, (NormWeights Norm, LayerArguments Arguments)[] layers)
             : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends)
         {
             (_config, _e, _selected) = (c, (int)c.InnerSize, (int)(c.TimeStepRank + 2 * c.StateSize));
@@ -85,10 +79,10 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
             {
                 nint u = Floats(_e), z = Floats(_e), selected = Floats(_selected), uPacked = Packed(_e), yPacked = Packed(_e);
                 Spare = (Memory(c.ConvolutionSize), Memory(c.StateSize));
-                _layers = [.. layers.Select((layer, i) => layer with
+                _layers = [.. layers.Select((layer, i) => (Norm(layer.Norm), layer.Arguments with
                 {
-                    Windows = Table(i, 0), States = Table(i, 1), Residual = Residual, U = u, Z = z, Selected = selected, UPacked = uPacked, YPacked = yPacked,
-                })];
+                    Windows = Table(i, 0), States = Table(i, 1), X = NormX, Residual = Residual, U = u, Z = z, Selected = selected, UPacked = uPacked, YPacked = yPacked,
+                }))];
             }
             catch
             {
@@ -110,37 +104,28 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
                 : throw new ArgumentException($"A state is on {t.device}, and the model on cuda:{Gpu.Index}; make it anew with CreateState.", nameof(state));
         }
 
-        protected override void Compile(int b) => Kernels(b);
-
-        protected override void Layers(nint stream, int b, bool overlap)
-        {
-            var (input, select, state, output) = Kernels(b);
-            var (d, all, shared) = (Shape.Hidden, Gpu.Multiprocessors, Grid.PackedBytes(Shape.Hidden, b));
-            var staged = Grid.StagedBytes(Grid.PackedBytes(_e, b), b);
-            // As mamba_decode.cu divides the blocks of `select`.
-            var selectBlocks = DecodeGrid.Tiles(_selected);
-            var gateBlocks = Math.Max(all - selectBlocks, all / 2);
-            var inputLaunch = new Launch(Grid.Blocks(_e, d, all), DecodeGrid.Threads, shared, overlap);
-            var selectLaunch = new Launch(selectBlocks + Grid.Blocks(_e, d, gateBlocks), DecodeGrid.Threads, Math.Max(shared, staged), overlap);
-            var stateLaunch = new Launch(((_e + StateChannels - 1) / StateChannels, b, 1), (StateThreads, 1), 0, overlap);
-            var outputLaunch = new Launch(Grid.Blocks(d, _e, all), DecodeGrid.Threads, staged, overlap);
-            foreach (var layer in _layers)
-            {
-                input.Run(stream, inputLaunch, layer);
-                select.Run(stream, selectLaunch, layer);
-                state.Run(stream, stateLaunch, layer);
-                output.Run(stream, outputLaunch, layer);
-            }
-        }
-
-        private (CudaKernel Input, CudaKernel Select, CudaKernel State, CudaKernel Output) Kernels(int b)
+        protected override CudaModule Module(int b)
         {
             var c = _config;
-            var defines = Defines(b, $"E={c.InnerSize}", $"N={c.StateSize}", $"R={c.TimeStepRank}", $"K={c.ConvolutionSize}",
-                $"LAYER_NORM={(c.Norm == NormKind.LayerNorm ? "true" : "false")}", $"STATE={CudaTensor.TypeName(Weights.WideType!.Value)}");
-            return (Get("input"), Get("select"), Get("state"), Get("output"));
+            return Module("mamba_decode.cu", b, c.Norm == NormKind.LayerNorm, $"E={c.InnerSize}", $"N={c.StateSize}", $"R={c.TimeStepRank}", $"K={c.ConvolutionSize}", $"STATE={CudaTensor.TypeName(Weights.WideType!.Value)}");
+        }
 
-            CudaKernel Get(string entry) => Kernel("mamba_decode.cu", entry, defines);
+        protected override Action<nint> Layers(CudaModule module, int b, bool overlap)
+        {
+            Spread input = SpreadOf(module, "input"), select = SpreadOf(module, "select"), output = SpreadOf(module, "output");
+            CudaKernel normalise = Of(module, "normalise"), state = Of(module, "state");
+            var stateLaunch = new Launch(((_e + StateChannels - 1) / StateChannels, b, 1), (StateThreads, 1), 0, overlap);
+            return stream =>
+            {
+                foreach (var (norm, layer) in _layers)
+                {
+                    Run(normalise, stream, b, overlap, norm);
+                    input.Run(stream, overlap, layer);
+                    select.Run(stream, overlap, layer);
+                    state.Run(stream, stateLaunch, layer);
+                    output.Run(stream, overlap, layer);
+                }
+            };
         }
     }
 }

@@ -12,17 +12,35 @@
 
 #define THREADS 256
 
-DEVICE int valid_at(i64 i, i64 count) { return count - i < 8 ? (int)(count - i) : 8; }
+template <int N> DEVICE int valid_at(i64 i, i64 count) { return count - i < N ? count < i ? 0 : (int)(count - i) : N; }
 
-DEVICE void load_gradient(const float* wide, const NARROW* narrow, i64 i, int valid, float (&g)[8]) {
+// 4 numbers in a row, as load8 and store8 of access.cuh: so neighbours read side by side what is 4 bytes wide.
+template <class T> DEVICE bool is_whole(const T* p, int valid) { return valid == 4 && ((u64)p & (4 * sizeof(T) - 1)) == 0; }
+template <class T> DEVICE void load(const T* p, int valid, float (&x)[4]) {
+    if (is_whole(p, valid)) Access<4>::load(p, x);
+    else {
 #pragma unroll
-    for (int j = 0; j < 8; j++) g[j] = 0.0f;
-    if (wide) load8(wide + i, valid, g);
+        for (int i = 0; i < 4; i++) x[i] = i < valid ? to_float(p[i]) : 0.0f;
+    }
+}
+template <class T> DEVICE void store(T* p, int valid, const float (&x)[4]) {
+    if (is_whole(p, valid)) Access<4>::store(p, x);
+    else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) if (i < valid) p[i] = from_float<T>(x[i]);
+    }
+}
+template <class T> DEVICE void load(const T* p, int valid, float (&x)[8]) { load8(p, valid, x); }
+
+template <int N> DEVICE void load_gradient(const float* wide, const NARROW* narrow, i64 i, int valid, float (&g)[N]) {
+#pragma unroll
+    for (int j = 0; j < N; j++) g[j] = 0.0f;
+    if (wide) load(wide + i, valid, g);
     if (narrow) {
-        float more[8];
-        load8(narrow + i, valid, more);
+        float more[N];
+        load(narrow + i, valid, more);
 #pragma unroll
-        for (int j = 0; j < 8; j++) g[j] += more[j];
+        for (int j = 0; j < N; j++) g[j] += more[j];
     }
 }
 
@@ -48,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient_squares(const __g
     double sum = 0.0;
     for (i64 i = (blockIdx.x * (i64)THREADS + threadIdx.x) * 8; i < a.count; i += gridDim.x * (i64)THREADS * 8) {
         float g[8], squares = 0.0f;
-        load_gradient(a.wide, a.narrow, i, valid_at(i, a.count), g);
+        load_gradient(a.wide, a.narrow, i, valid_at<8>(i, a.count), g);
 #pragma unroll
         for (int j = 0; j < 8; j++) squares += g[j] * g[j];
         sum += squares;
@@ -87,30 +105,48 @@ struct StepArguments {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(const __grid_constant__ StepArguments a) {
-    const i64 i = (blockIdx.x * (i64)THREADS + threadIdx.x) * 8;
-    if (i >= a.count) return;
-    const int valid = valid_at(i, a.count);
+    constexpr int Groups = 2;
+    const i64 first = blockIdx.x * (i64)(THREADS * 4 * Groups) + threadIdx.x * 4;
     const float norm = a.norm[0], factor = a.norm[1];
     if (norm - norm == 0.0f) {  // a gradient that is no number leaves weights and moments as they were
-        float w[8], m[8], v[8], g[8];
-        load8(a.weights + i, valid, w);
-        load8(a.mean + i, valid, m);
-        load8(a.square + i, valid, v);
-        load_gradient(a.wide, a.narrow, i, valid, g);
+        float w[Groups][4], m[Groups][4], v[Groups][4], g[Groups][4];
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            g[j] *= factor;
-            m[j] = a.beta1 * m[j] + a.rest1 * g[j];
-            v[j] = a.beta2 * v[j] + a.rest2 * g[j] * g[j];
-            w[j] -= a.decay * w[j];
-            w[j] -= a.rate * m[j] / (sqrtf(v[j]) * a.root_scale + a.epsilon);
+        for (int q = 0; q < Groups; q++) {
+            const i64 i = first + q * THREADS * 4;
+            const int valid = valid_at<4>(i, a.count);
+            load(a.weights + i, valid, w[q]);
+            load(a.mean + i, valid, m[q]);
+            load(a.square + i, valid, v[q]);
         }
-        store8(a.weights + i, valid, w);
-        store8(a.mean + i, valid, m);
-        store8(a.square + i, valid, v);
-        if (a.working) store8(a.working + i, valid, w);
+#pragma unroll
+        for (int q = 0; q < Groups; q++) {  // last: these are unpacked, which waits for them
+            const i64 i = first + q * THREADS * 4;
+            load_gradient(a.wide, a.narrow, i, valid_at<4>(i, a.count), g[q]);
+        }
+#pragma unroll
+        for (int q = 0; q < Groups; q++) {
+            const i64 i = first + q * THREADS * 4;
+            const int valid = valid_at<4>(i, a.count);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                g[q][j] *= factor;
+                m[q][j] = a.beta1 * m[q][j] + a.rest1 * g[q][j];
+                v[q][j] = a.beta2 * v[q][j] + a.rest2 * g[q][j] * g[q][j];
+                w[q][j] -= a.decay * w[q][j];
+                w[q][j] -= a.rate * m[q][j] / (sqrtf(v[q][j]) * a.root_scale + a.epsilon);
+            }
+            store(a.weights + i, valid, w[q]);
+            store(a.mean + i, valid, m[q]);
+            store(a.square + i, valid, v[q]);
+            if (a.working) store(a.working + i, valid, w[q]);
+        }
     }
-    const float zeros[8] = {};
-    if (a.wide) store8(a.wide + i, valid, zeros);
-    if (a.narrow) store8(a.narrow + i, valid, zeros);
+    const float zeros[4] = {};
+#pragma unroll
+    for (int q = 0; q < Groups; q++) {
+        const i64 i = first + q * THREADS * 4;
+        const int valid = valid_at<4>(i, a.count);
+        if (a.wide) store(a.wide + i, valid, zeros);
+        if (a.narrow) store(a.narrow + i, valid, zeros);
+    }
 }

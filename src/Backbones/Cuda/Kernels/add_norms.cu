@@ -1,7 +1,7 @@
 // Between two parts of a transformer: what they computed is added to the residual stream, and the next parts' LayerNorms of the
 // sum are taken at once. GPT-NeoX's parallel layers add two results and have two norms of one sum.
 //
-//   ADDENDS   1 or 2 results that are added
+//   ADDENDS   how many results are added, 0 to 2; with none the sum is not written
 //   NORMS     1 or 2 norms of the sum
 //
 // A block has a row, which stays in registers. Mean first, then the squares about it; the norms are of the sum before it is
@@ -10,6 +10,7 @@
 // check: -DTYPE=bf16 -DWIDTH=1024 -DVECTOR=8 -DTHREADS=128 -DADDENDS=1 -DNORMS=1
 // check: -DTYPE=bf16 -DWIDTH=2560 -DVECTOR=8 -DTHREADS=160 -DADDENDS=2 -DNORMS=2
 // check: -DTYPE=float -DWIDTH=192 -DVECTOR=4 -DTHREADS=64 -DADDENDS=1 -DNORMS=1
+// check: -DTYPE=bf16 -DWIDTH=1024 -DVECTOR=8 -DTHREADS=128 -DADDENDS=0 -DNORMS=1
 // check: -DTYPE=f16 -DWIDTH=57 -DVECTOR=1 -DTHREADS=64 -DADDENDS=2 -DNORMS=2
 #include "rows.cuh"
 
@@ -19,7 +20,7 @@ struct Arguments {
     const TYPE* x;       // (rows, WIDTH), as all of these
     const TYPE* first;
     const TYPE* second;  // with two addends
-    TYPE* sum;
+    TYPE* sum;           // this and one norm may be the memory of any of the above
     Norm norms[2];
     float eps;
 };
@@ -38,15 +39,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_norms(const __grid_con
         for (int j = 0; j < VECTOR; j++) x[i][j] = 0.0f;
         if (at < WIDTH) {
             load_vector<VECTOR>(a.x + row + at, x[i]);
-            load_vector<VECTOR>(a.first + row + at, first);
+            if (ADDENDS >= 1) load_vector<VECTOR>(a.first + row + at, first);
             if (ADDENDS == 2) load_vector<VECTOR>(a.second + row + at, second);
         }
 #pragma unroll
         for (int j = 0; j < VECTOR; j++) {
-            x[i][j] += ADDENDS == 2 ? first[j] + second[j] : first[j];
+            if (ADDENDS >= 1) x[i][j] += ADDENDS == 2 ? first[j] + second[j] : first[j];
             total += x[i][j];
         }
-        if (at < WIDTH) store_vector<VECTOR>(a.sum + row + at, x[i]);
+        if (ADDENDS >= 1 && at < WIDTH) store_vector<VECTOR>(a.sum + row + at, x[i]);
     }
     __shared__ float sums[2][THREADS / 32];
     const float mean = block_sum<THREADS>(total, sums[0]) * (1.0f / WIDTH);

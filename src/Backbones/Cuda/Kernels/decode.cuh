@@ -1,7 +1,7 @@
 // What the decode steps of both models share: products of a weight matrix with B vectors at the speed of memory.
 //
-//   TYPE  of the weights           B    rows of the batch, 1 to 16
-//   SMS   multiprocessors          STAGED  bytes of shared memory for activations that other kernels made
+//   TYPE  of the weights      B     rows of the batch, 1 to 16
+//   SMS   multiprocessors     ROOM  bytes of shared memory that a block may take: half of what falls to it
 //
 // A tile is 8 rows of the matrix, a group is 64 bytes of columns. In a warp lane (g, t) of 8 x 4 holds 16 bytes of row g, so a
 // load of the warp is a tile by a group. That is at once the layout of a tensor core's second operand (mma.m16n8k16, columns
@@ -10,35 +10,20 @@
 // bits of bfloat16's (22 of float16's) and costs nothing: memory sets the pace. float32 weights, and GPUs before 8.0, take
 // fused multiply-adds instead.
 //
-// A tile's columns are dealt out to the warps of a block in slices, whose sums are added in the order of the slices. Nothing in
-// the order of a sum depends on B: a row's bits are the same in any batch.
+// Nothing in the order of a sum depends on B: a row's bits are the same in any batch.
 #pragma once
-#include "common.cuh"
+#include "decode_control.cuh"
 
-#define THREADS 512
-#define WARPS 16
+#define THREADS 256
+#define WARPS (THREADS / 32)
 #define TILE 8
 
-// Two blocks of this size share a multiprocessor, so that one asks for its weights while the other ends.
-#define BLOCKS_AT_ONCE (B <= 8 ? 2 : 1)
+// Blocks of a product on a multiprocessor. As many again fit beside them: those of the next kernel, which ask for their first
+// weights while these end.
+#define PER_SM 2
+#define BLOCKS_AT_ONCE (2 * PER_SM)
 
 #define COUNTED __host__ __device__  // counted by the compiler, for names outside of any function too
-
-#define MOST_ROWS 16
-
-// What a step reads and moves on by itself; DecodeControl in C#. The host writes it when the batch changes.
-struct Control {
-    int ids[MOST_ROWS];        // the last token of each row
-    int positions[MOST_ROWS];  // tokens before it
-    int room[MOST_ROWS];       // tokens that its cache has room for
-    u32 steps[MOST_ROWS];      // steps so far
-    u64 random[MOST_ROWS];     // the state of each row's generator
-    double top_p;              // share of the probability that is kept
-    float inverse_temperature; // 0: greedy
-    float penalty;
-    int top_k;                 // tokens that are kept; 0: all
-    int count;                 // rows that are there: at most B
-};
 
 constexpr int VECTOR = 16 / sizeof(TYPE);  // columns of a lane's 16 bytes
 constexpr int GROUP = 4 * VECTOR;          // columns of a group
@@ -49,20 +34,14 @@ constexpr int GROUP = 4 * VECTOR;          // columns of a group
 #define TENSOR_CORES 0
 #endif
 
-// How much of its weights a block asks the second-level cache for before it may read activations, in bytes.
-#ifndef PREFETCH
-#define PREFETCH 98304
-#endif
+COUNTED constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+COUNTED constexpr int least(int a, int b) { return a < b ? a : b; }
+COUNTED constexpr int most(int a, int b) { return a > b ? a : b; }
+COUNTED constexpr int groups(int columns) { return divide_up(columns, GROUP); }
+COUNTED constexpr int tiles(int rows) { return divide_up(rows, TILE); }
 
-COUNTED constexpr int groups(int columns) { return (columns + GROUP - 1) / GROUP; }
-COUNTED constexpr int tiles(int rows) { return (rows + TILE - 1) / TILE; }
-
-// The most slices with which the blocks of one matrix still stand on the multiprocessors all at once. DecodeGrid.cs counts alike.
-COUNTED constexpr int slices(int rows, int columns, int blocks) {
-    int s = WARPS;
-    while (s > 1 && ((tiles(rows) + WARPS / s - 1) / (WARPS / s) > blocks || groups(columns) < s)) s /= 2;
-    return s;
-}
+// What the host launches a kernel with: blocks, and bytes of dynamic shared memory. DecodeBatch reads it.
+#define SPREAD(kernel, blocks, words) extern "C" { __constant__ int kernel##_spread[2] = {blocks, (words) * 16}; }
 
 // --- Activations as the products read them: (group, row of the batch, GROUP); for the tensor cores twice, high and low ---
 COUNTED constexpr int packed_words(int columns) { return groups(columns) * GROUP * B / 4; }  // of 16 bytes
@@ -86,27 +65,13 @@ DEVICE void pack(Words* x, int columns, int b, int column, float value) {
         for (int c = columns; c < groups(columns) * GROUP; c++) pack_one(x, columns, b, c, 0);
 }
 
-// Whether a block copies activations of so many columns into shared memory: one wait instead of many short ones. Where that
-// would leave no room for the next kernel's block, the products read them where they lie. DecodeGrid.cs decides alike.
-COUNTED constexpr bool is_staged(int columns) { return packed_words(columns) * 16 <= STAGED; }
-
-// The copy; nobody reads it before the next __syncthreads.
-DEVICE void stage(const Words* x, int columns, Words* to) {
-    for (int i = threadIdx.x; i < packed_words(columns); i += THREADS) to[i] = x[i];
-}
-
 // --- Weights ---
-DEVICE Words read_once(const void* p) {
-    Words w;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p));
-    return w;
-}
 
 // VECTOR columns of a row from a column on; zeros behind the last.
 template <int COLUMNS> DEVICE Words read_weights(const TYPE* row, int column) {
     Words w = {0, 0, 0, 0};
     if (COLUMNS % VECTOR == 0) {
-        if (COLUMNS % GROUP == 0 || column < COLUMNS) w = read_once(row + column);
+        if (COLUMNS % GROUP == 0 || column < COLUMNS) w = *(const Words*)(row + column);
     } else {
         union { TYPE values[VECTOR]; Words words; } u;
         u.words = w;
@@ -118,21 +83,48 @@ template <int COLUMNS> DEVICE Words read_weights(const TYPE* row, int column) {
     return w;
 }
 
-// Asks for the share of the weights that this block reads first. Whole rows, so one piece of memory.
-template <int ROWS, int COLUMNS> DEVICE void prefetch(const TYPE* w, int first, int count) {
-#if __CUDA_ARCH__ >= 900
-    if (COLUMNS % VECTOR != 0 || first >= ROWS || threadIdx.x >= 32) return;
-    const i64 bytes = (i64)min(count, ROWS - first) * COLUMNS * (i64)sizeof(TYPE), end = bytes < PREFETCH ? bytes : PREFETCH;
-    const char* from = (const char*)(w + (i64)first * COLUMNS);
-    for (i64 at = threadIdx.x * 4096; at < end; at += 32 * 4096) {
-        const u32 size = (u32)(end - at < 4096 ? end - at : 4096);
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(from + at), "r"(size) : "memory");
+DEVICE u32 shared_address(const void* p) {
+    u64 a;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(a) : "l"(p));
+    return (u32)a;
+}
+
+// 16 bytes of weights to a place in shared memory that is this thread's own: nobody else reads them, so no barrier is needed.
+template <int COLUMNS> DEVICE void copy_weights(Words* to, const TYPE* w, int row, int column, bool there) {
+#if __CUDA_ARCH__ >= 800
+    if (COLUMNS % VECTOR == 0) {
+        there = there && column < COLUMNS;
+        const void* from = there ? w + (i64)row * COLUMNS + column : w;
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" :: "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+        return;
     }
+#endif
+    *to = there ? read_weights<COLUMNS>(w + (i64)row * COLUMNS, column) : Words{0, 0, 0, 0};
+}
+DEVICE void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int LEFT> DEVICE void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
 #endif
 }
 
-// A line that the end of the block will want.
 DEVICE void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+
+// Past the first-level cache, which may hold what was there before the last kernel.
+DEVICE float read_fresh(const float* p) {
+    float x;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p));
+    return x;
+}
+DEVICE Words read_fresh(const Words* p) {
+    Words w;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w) : "l"(p));
+    return w;
+}
 
 // --- The sums of a warp: one tile by B ---
 #if TENSOR_CORES
@@ -145,47 +137,59 @@ DEVICE void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// A lane's share of a group of the activations.
+template <int COLUMNS, bool SHARED> struct Inputs {
+    Words high, low, high8, low8;
+    DEVICE static Words at(const Words* p) { return SHARED ? *p : read_fresh(p); }
+    DEVICE void load(const Words* x, int group) {
+        const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+        high = low = high8 = low8 = Words{0, 0, 0, 0};
+        if (group >= groups(COLUMNS)) return;
+        if (g < B) {
+            high = at(x + (group * B + g) * 4 + t);
+            low = at(x + ((groups(COLUMNS) + group) * B + g) * 4 + t);
+        }
+        if (g + 8 < B) {
+            high8 = at(x + (group * B + g + 8) * 4 + t);
+            low8 = at(x + ((groups(COLUMNS) + group) * B + g + 8) * 4 + t);
+        }
+    }
+};
+
 struct Sums {
-    float high[4], low[4];  // rows g and g + 8 of the batch, rows 2t and 2t + 1 of the tile
+    float sums[4];  // rows g and g + 8 of the batch, rows 2t and 2t + 1 of the tile
 
     DEVICE void clear() {
 #pragma unroll
-        for (int i = 0; i < 4; i++) high[i] = low[i] = 0;
+        for (int i = 0; i < 4; i++) sums[i] = 0;
     }
 
-    DEVICE static Words row(const Words* x, int group, int b, int t) {
-        if (b < B) return x[(group * B + b) * 4 + t];
-        return Words{0, 0, 0, 0};
-    }
-
-    DEVICE void add(Words w, const Words* x, int columns, int group) {
-        const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
-        part(high, w, x, group, g, t);
-        part(low, w, x, groups(columns) + group, g, t);
-    }
-
-    DEVICE static void part(float (&c)[4], Words w, const Words* x, int group, int g, int t) {
-        const Words a = row(x, group, g, t);
-        Words a8 = {0, 0, 0, 0};
-        if (B > 8) a8 = row(x, group, g + 8, t);
-        multiply(c, a.x, a8.x, a.y, a8.y, w.x, w.y, TYPE());
-        multiply(c, a.z, a8.z, a.w, a8.w, w.z, w.w, TYPE());
+    template <int COLUMNS, bool SHARED> DEVICE void add(Words w, const Inputs<COLUMNS, SHARED>& x) {
+        multiply(sums, x.high.x, x.high8.x, x.high.y, x.high8.y, w.x, w.y, TYPE());
+        multiply(sums, x.high.z, x.high8.z, x.high.w, x.high8.w, w.z, w.w, TYPE());
+        multiply(sums, x.low.x, x.low8.x, x.low.y, x.low8.y, w.x, w.y, TYPE());
+        multiply(sums, x.low.z, x.low8.z, x.low.w, x.low8.w, w.z, w.w, TYPE());
     }
 
     // To (B, TILE).
     DEVICE void store(float* to) {
         const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
         if (g < B) {
-            to[g * TILE + 2 * t] = high[0] + low[0];
-            to[g * TILE + 2 * t + 1] = high[1] + low[1];
+            to[g * TILE + 2 * t] = sums[0];
+            to[g * TILE + 2 * t + 1] = sums[1];
         }
         if (g + 8 < B) {
-            to[(g + 8) * TILE + 2 * t] = high[2] + low[2];
-            to[(g + 8) * TILE + 2 * t + 1] = high[3] + low[3];
+            to[(g + 8) * TILE + 2 * t] = sums[2];
+            to[(g + 8) * TILE + 2 * t + 1] = sums[3];
         }
     }
 };
 #else
+template <int COLUMNS, bool SHARED> struct Inputs {
+    const Words* at;
+    DEVICE void load(const Words* x, int group) { at = x + min(group, groups(COLUMNS) - 1) * B * (GROUP / 4); }
+};
+
 struct Sums {
     float sums[B];  // of row g of the tile, this lane's columns
 
@@ -194,13 +198,13 @@ struct Sums {
         for (int b = 0; b < B; b++) sums[b] = 0;
     }
 
-    DEVICE void add(Words w, const Words* x, int, int group) {
+    template <int COLUMNS, bool SHARED> DEVICE void add(Words w, const Inputs<COLUMNS, SHARED>& x) {
         union { Words words; TYPE values[VECTOR]; } u;
         u.words = w;
         const int t = threadIdx.x & 3;
 #pragma unroll
         for (int b = 0; b < B; b++) {
-            const Quad<float>* from = (const Quad<float>*)x + (group * B + b) * VECTOR + t * (VECTOR / 4);
+            const Quad<float>* from = (const Quad<float>*)x.at + b * VECTOR + t * (VECTOR / 4);
 #pragma unroll
             for (int j = 0; j < VECTOR; j += 4) {
                 const Quad<float> q = from[j / 4];
@@ -225,118 +229,120 @@ struct Sums {
 };
 #endif
 
-// Loads of a lane that are on their way at once: a divisor of all of them where there is one.
-COUNTED constexpr int loads_ahead(int count) {
-    for (int ahead = 8; ahead >= 4; ahead--)
-        if (count % ahead == 0) return ahead;
-    return 8;
+// The copy of activations that other kernels made; nobody reads it before the next __syncthreads.
+DEVICE void stage(const Words* x, int words, Words* to) {
+#pragma unroll 8
+    for (int i = threadIdx.x; i < words; i += THREADS) to[i] = read_fresh(x + i);
 }
 
-// Adds one slice of a row times x.
-template <int COLUMNS, int SLICES> DEVICE void accumulate(Sums& sums, const TYPE* row, int slice, const Words* x) {
-    constexpr int ALL = groups(COLUMNS), COUNT = ALL / SLICES, AHEAD = loads_ahead(COUNT);
-    constexpr bool EVEN = ALL % SLICES == 0 && COUNT % AHEAD == 0;
-    const int from = EVEN ? slice * COUNT : ALL * slice / SLICES, to = EVEN ? from + COUNT : ALL * (slice + 1) / SLICES;
-    const int column = (threadIdx.x & 3) * VECTOR;
-    for (int at = from; at < to; at += AHEAD) {
-        Words w[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            if (EVEN || at + i < to) w[i] = read_weights<COLUMNS>(row, (at + i) * GROUP + column);
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            if (EVEN || at + i < to) sums.add(w[i], x, COLUMNS, at + i);
-    }
+// --- A product of which each of BLOCKS blocks has some rows ---
+COUNTED constexpr int blocks_for(int rows, int blocks) { return least(divide_up(rows, 4), blocks); }
+
+// Words of shared memory for the sums of so many tiles, and for the weights of one step of them.
+COUNTED constexpr int partial_words(int tiles) { return divide_up(tiles * WARPS * TILE * B, 4); }
+COUNTED constexpr int step_words(int tiles) { return tiles * THREADS; }
+
+// The most tiles whose sums a thread holds in registers, and the block in shared memory.
+COUNTED constexpr int most_tiles() {
+    int most = TENSOR_CORES || B <= 4 ? 6 : B <= 8 ? 4 : 2;
+    while (most > 1 && (partial_words(most) + step_words(most)) * 16 > ROOM) most--;
+    return most;
 }
 
-template <int SLICES> COUNTED constexpr int rows_at_once() { return WARPS / SLICES * TILE; }
+// W x, or W x + W2 x2 of two matrices with as many rows. A block has a contiguous range of rows and takes T tiles of it at a time:
+// a step of a warp is one group of columns of all T, every WARPS-th group is one warp's, and the warps' sums are added in their
+// order. The weights of the next AHEAD steps are on their way to shared memory: each thread copies what it will read itself.
+template <int ROWS, int BLOCKS, int COLUMNS, int COLUMNS2 = 0> struct Product {
+    static constexpr int MOST = divide_up(ROWS, BLOCKS), TILES = divide_up(MOST, TILE), PASSES = divide_up(TILES, most_tiles()), T = divide_up(TILES, PASSES);
+    static constexpr int STEPS1 = divide_up(groups(COLUMNS), WARPS), STEPS2 = divide_up(groups(COLUMNS2), WARPS), EACH = STEPS1 + STEPS2, STEPS = PASSES * EACH;
+    static constexpr int SHARED = ROOM / 16, PARTIAL = partial_words(T), STEP = step_words(T), INPUTS = packed_words(COLUMNS) + packed_words(COLUMNS2);
+    // Activations are copied to shared memory where that leaves room for the weights of two steps; else they are read where they lie.
+    static constexpr bool STAGED = INPUTS + PARTIAL + 2 * STEP <= SHARED;
+    static constexpr int AHEAD = most(1, least(STEPS, (SHARED - PARTIAL - (STAGED ? INPUTS : 0)) / STEP));
+    static constexpr int WORDS = (STAGED ? INPUTS : 0) + PARTIAL + AHEAD * STEP;
 
-// All rows of a product that fall to one block of several: part(sums, row, slice) adds what a warp has, finish(row, b, sum) takes
-// a sum, on one thread. partial: WARPS * TILE * B floats of shared memory.
-template <int ROWS, int SLICES, class Part, class Finish>
-DEVICE void project(int block, int blocks, float* partial, Part part, Finish finish) {
-    constexpr int WIDTH = rows_at_once<SLICES>();
-    const int warp = threadIdx.x >> 5, g = (threadIdx.x & 31) >> 2, tile = warp / SLICES, slice = warp % SLICES;
-    for (int first = block * WIDTH; first < ROWS; first += blocks * WIDTH) {
-        Sums sums;
-        sums.clear();
-        part(sums, min(first + tile * TILE + g, ROWS - 1), slice);
-        sums.store(partial + warp * TILE * B);
-        __syncthreads();
-        for (int i = threadIdx.x; i < WIDTH * B; i += THREADS) {
-            const int r = i % WIDTH, b = i / WIDTH;
-            const float* p = partial + r / TILE * SLICES * TILE * B + b * TILE + r % TILE;
-            float sum = p[0];
-#pragma unroll
-            for (int s = 1; s < SLICES; s++) sum += p[s * TILE * B];
-            if (first + r < ROWS) finish(first + r, b, sum);
-        }
-        __syncthreads();
-    }
-}
+    const TYPE *w, *w2;
+    Words *staged, *ring;
+    float* partial;
+    int first, end;
 
-// --- Norms ---
+    // Asks for the first weights. Nothing that an earlier kernel of the step writes is read before run().
+    DEVICE void begin(int block, const TYPE* weights, const TYPE* weights2, Words* shared) {
+        w = weights;
+        w2 = weights2;
+        staged = shared;
+        partial = (float*)(shared + (STAGED ? INPUTS : 0));
+        ring = (Words*)partial + PARTIAL + threadIdx.x;
+        first = (int)((i64)ROWS * block / BLOCKS);
+        end = (int)((i64)ROWS * (block + 1) / BLOCKS);
+#pragma unroll
+        for (int s = 0; s < AHEAD; s++) load(s, s);
+    }
 
-// The totals over the block of B values a thread, to every thread. scratch: (WARPS + 1) * B floats.
-DEVICE void block_sums(float (&values)[B], float* scratch) {
+    DEVICE void load(int step, int slot) {
+        if (step < STEPS) {
+            const int warp = threadIdx.x >> 5, g = (threadIdx.x & 31) >> 2, column = (threadIdx.x & 3) * VECTOR;
+            const int pass = PASSES == 1 ? 0 : step / EACH, i = step - pass * EACH;
+            Words* to = ring + slot * STEP;
 #pragma unroll
-    for (int b = 0; b < B; b++) {
-        const float sum = warp_sum(values[b]);
-        if ((threadIdx.x & 31) == 0) scratch[(threadIdx.x >> 5) * B + b] = sum;
-    }
-    __syncthreads();
-    if (threadIdx.x < B) {
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += scratch[w * B + threadIdx.x];
-        scratch[WARPS * B + threadIdx.x] = sum;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int b = 0; b < B; b++) values[b] = scratch[WARPS * B + b];
-}
-
-// x = RMSNorm(residual), or LayerNorm where there is a bias: (B, COLUMNS) float32, packed into shared memory.
-template <int COLUMNS, bool CENTRED>
-DEVICE void normalise(const float* residual, const TYPE* weight, const TYPE* bias, float epsilon, Words* x, float* scratch) {
-    // With many rows their loads are enough on the way at once, and more would not fit the registers.
-    constexpr int EACH = (COLUMNS + THREADS - 1) / THREADS, UNROLLED = B <= 2 ? EACH : 1;
-    float mean[B], scale[B];
-#pragma unroll
-    for (int b = 0; b < B; b++) mean[b] = scale[b] = 0;
-    if (CENTRED) {
-#pragma unroll UNROLLED
-        for (int i = 0; i < EACH; i++) {
-            const int c = threadIdx.x + i * THREADS;
-            if (c < COLUMNS)
-#pragma unroll
-                for (int b = 0; b < B; b++) mean[b] += residual[b * COLUMNS + c];
-        }
-        block_sums(mean, scratch);
-#pragma unroll
-        for (int b = 0; b < B; b++) mean[b] *= 1.0f / COLUMNS;
-    }
-#pragma unroll UNROLLED
-    for (int i = 0; i < EACH; i++) {
-        const int c = threadIdx.x + i * THREADS;
-        if (c < COLUMNS)
-#pragma unroll
-            for (int b = 0; b < B; b++) {
-                const float centred = residual[b * COLUMNS + c] - mean[b];
-                scale[b] = fmaf(centred, centred, scale[b]);
+            for (int t = 0; t < T; t++) {
+                const int row = first + (pass * T + t) * TILE + g;
+                if (STEPS2 == 0 || i < STEPS1) copy_weights<COLUMNS>(to + t * THREADS, w, row, (i * WARPS + warp) * GROUP + column, row < end);
+                else copy_weights<STEPS2 == 0 ? COLUMNS : COLUMNS2>(to + t * THREADS, w2, row, ((i - STEPS1) * WARPS + warp) * GROUP + column, row < end);
             }
+        }
+        commit_copies();
     }
-    block_sums(scale, scratch);
+
+    // The next kernel may start once the last weights are on their way: what it asks for comes behind them.
+    template <int C> DEVICE void walk(Sums (&sums)[T], const Words* x, int& step, int& slot) {
+        constexpr int COUNT = divide_up(groups(C), WARPS);
+        const int warp = threadIdx.x >> 5;
+        Inputs<C, STAGED> next;
+        next.load(x, warp);
+#pragma unroll 1
+        for (int i = 0; i < COUNT; i++, step++) {
+            if (step == STEPS - AHEAD) let_next_kernel_start();
+            const Inputs<C, STAGED> now = next;
+            if (i + 1 < COUNT) next.load(x, (i + 1) * WARPS + warp);
+            wait_for_copies<AHEAD - 1>();
+            const Words* from = ring + slot * STEP;
 #pragma unroll
-    for (int b = 0; b < B; b++) scale[b] = 1.0f / sqrtf(scale[b] * (1.0f / COLUMNS) + epsilon);
-#pragma unroll UNROLLED
-    for (int i = 0; i < EACH; i++) {
-        const int c = threadIdx.x + i * THREADS;
-        if (c < COLUMNS) {
-            const float w = to_float(weight[c]), shift = CENTRED ? to_float(bias[c]) : 0;
-#pragma unroll
-            for (int b = 0; b < B; b++) pack(x, COLUMNS, b, c, fmaf((residual[b * COLUMNS + c] - mean[b]) * scale[b], w, shift));
+            for (int t = 0; t < T; t++) sums[t].add(from[t * THREADS], now);
+            load(step + AHEAD, slot);
+            slot = slot + 1 == AHEAD ? 0 : slot + 1;
         }
     }
-    __syncthreads();
-}
+
+    // finish(row, b, sum) takes a sum, on one thread.
+    template <class Finish> DEVICE void run(const Words* x, const Words* x2, Finish finish) {
+        if (STAGED) {
+            stage(x, packed_words(COLUMNS), staged);
+            stage(x2, packed_words(COLUMNS2), staged + packed_words(COLUMNS));
+            x = staged;
+            x2 = staged + packed_words(COLUMNS);
+            __syncthreads();
+        }
+        int step = 0, slot = 0;
+        for (int pass = 0; pass < PASSES; pass++) {
+            Sums sums[T];
+#pragma unroll
+            for (int t = 0; t < T; t++) sums[t].clear();
+            walk<COLUMNS>(sums, x, step, slot);
+            if (STEPS2 > 0) walk<STEPS2 == 0 ? COLUMNS : COLUMNS2>(sums, x2, step, slot);
+#pragma unroll
+            for (int t = 0; t < T; t++) sums[t].store(partial + (t * WARPS + (threadIdx.x >> 5)) * TILE * B);
+            __syncthreads();
+            for (int i = threadIdx.x; i < T * TILE * B; i += THREADS) {
+                const int r = i % (T * TILE), b = i / (T * TILE), row = first + pass * T * TILE + r;
+                if (row >= end) continue;
+                const float* p = partial + r / TILE * WARPS * TILE * B + b * TILE + r % TILE;
+                float sum = 0;
+#pragma unroll
+                for (int s = 0; s < WARPS; s++) sum += p[s * TILE * B];
+                finish(row, b, sum);
+            }
+            if (pass + 1 < PASSES) __syncthreads();
+        }
+    }
+};

@@ -1,54 +1,38 @@
-// What stands before and behind the layers of a decode step, for both models: the embedding of the last ids, the head, and the
-// choice of the next ids, which stay on the GPU for the next step and go to the host's memory beside it.
+// What stands before and behind the layers of a decode step, for both models: the embedding of the last ids, and the choice of the
+// next ids, which stay on the GPU for the next step and go to the host's memory beside it. Compiled once for all models of a type.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DSTAGED=98304 -DD=1536 -DV=50280 -DLAYER_NORM=false
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=132 -DSTAGED=98304 -DD=2560 -DV=50304 -DLAYER_NORM=true
-// check: -DTYPE=float -DB=4 -DSMS=40 -DSTAGED=20000 -DD=37 -DV=101 -DLAYER_NORM=true
-#include "decode.cuh"
+//   TYPE  of the embedding table
+//
+// check: -DTYPE=bf16
+// check: -DTYPE=f16
+// check: -DTYPE=float
+#include "common.cuh"
+#include "decode_control.cuh"
 
 #define RING 64  // steps that the host may lag behind
 
 struct Ends {
-    const TYPE* table;              // (v, d)
-    const TYPE *norm, *norm_bias;   // (d)
-    const TYPE* head;               // (v, d)
-    float* residual;                // (B, d)
-    float* logits;                  // (B, v)
+    const TYPE* table;   // (v, d)
+    float* residual;     // (rows, d)
+    float* logits;       // (rows, v)
     Control* control;
-    int* listed;                    // (B, v)
-    u32* seen;                      // (MOST_ROWS, words of v bits): the tokens that the penalty is for
-    volatile u64* ring;             // (RING, MOST_ROWS), the host's memory: step << 32 | id
-    float epsilon;
+    int* listed;         // (rows, v)
+    u32* seen;           // (rows, words of v bits): the tokens that the penalty is for
+    volatile u64* ring;  // (RING, MOST_ROWS), the host's memory: step << 32 | id
+    int d, v;
 };
 
 extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ Ends a) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const int b = blockIdx.y, id = a.control->ids[b];
-    const TYPE* row = a.table + (i64)(id < 0 || id >= V ? 0 : id) * D;
-    for (int c = blockIdx.x * 256 + threadIdx.x; c < D; c += gridDim.x * 256) a.residual[b * D + c] = to_float(row[c]);
-}
-
-constexpr int HEAD_SLICES = slices(V, D, SMS);
-
-extern __shared__ Words dynamic[];  // (B, d), packed
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) head(const __grid_constant__ Ends a) {
-    __shared__ float partial[WARPS * TILE * B], scratch[(WARPS + 1) * B];
-    constexpr int WIDTH = rows_at_once<HEAD_SLICES>();
-    let_next_kernel_start();
-    prefetch<V, D>(a.head, blockIdx.x * WIDTH, WIDTH);
-    wait_for_previous_kernel();
-    normalise<D, LAYER_NORM>(a.residual, a.norm, a.norm_bias, a.epsilon, dynamic, scratch);
-    project<V, HEAD_SLICES>(blockIdx.x, gridDim.x, partial,
-        [&](Sums& sums, int row, int slice) { accumulate<D, HEAD_SLICES>(sums, a.head + (i64)row * D, slice, dynamic); },
-        [&](int row, int b, float sum) { a.logits[(i64)b * V + row] = sum; });
+    const TYPE* row = a.table + (i64)(id < 0 || id >= a.v ? 0 : id) * a.d;
+    for (int c = blockIdx.x * 256 + threadIdx.x; c < a.d; c += gridDim.x * 256) a.residual[b * a.d + c] = to_float(row[c]);
 }
 
 // --- The choice of the next id, a block for a row ---
 #define CHOOSERS 1024
 #define NONE 0x7fffffff
-constexpr int SEEN_WORDS = (V + 31) / 32;
 
 // The greater logit, of equal ones the first: as the CPU's Sampler.
 struct Best {
@@ -88,6 +72,7 @@ struct Search {
     u32 *counts, *low, *high; // (BINS): tokens, and the halves of their mass, 15 bits each
     u64* sums;               // (32)
     u64* found;              // (3)
+    int v;
 
     DEVICE u64 total(u64 x) const {
 #pragma unroll
@@ -121,7 +106,7 @@ struct Search {
     DEVICE void count_bins() const {
         counts[threadIdx.x] = low[threadIdx.x] = high[threadIdx.x] = 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < V; i += CHOOSERS) {
+        for (int i = threadIdx.x; i < v; i += CHOOSERS) {
             const float x = p[i];
             if (x <= 0) continue;
             const u32 bin = __float_as_uint(x) >> BIN_SHIFT, m = mass(x);
@@ -149,7 +134,7 @@ struct Search {
         const u32 chosen = (u32)found[0];
         u64 rest = found[1];
         u32* n = (u32*)(found + 2);
-        for (int i = threadIdx.x; i < V; i += CHOOSERS)
+        for (int i = threadIdx.x; i < v; i += CHOOSERS)
             if (p[i] > 0 && __float_as_uint(p[i]) >> BIN_SHIFT == chosen) listed[atomicAdd(n, 1u)] = i;
         __syncthreads();
         const int count = (int)*n;
@@ -161,7 +146,7 @@ struct Search {
         rest -= sum_from(bits + 1, count, by_count);
         // Among equals: the first id up to which enough of them lie.
         const u64 each = weight(__uint_as_float(bits), by_count), needed = (rest + each - 1) / each;
-        int least = 0, most = V - 1;
+        int least = 0, most = v - 1;
         while (least < most) {
             const int middle = (least + most) / 2;
             u64 equals = 0;
@@ -187,15 +172,15 @@ struct Search {
     // The mass of all tokens up to one.
     DEVICE u64 mass_up_to(Best last) const {
         u64 sum = 0;
-        for (int i = threadIdx.x; i < V; i += CHOOSERS)
+        for (int i = threadIdx.x; i < v; i += CHOOSERS)
             if (p[i] > last.logit || (p[i] == last.logit && i <= last.id)) sum += mass(p[i]);
         return total(sum);
     }
 
     // Where the running sum over ids reaches a target.
     DEVICE int find_by_id(u64 target) const {
-        constexpr int EACH = (V + CHOOSERS - 1) / CHOOSERS;
-        const int from = min((int)threadIdx.x * EACH, V), to = min(from + EACH, V);
+        const int each = (v + CHOOSERS - 1) / CHOOSERS;
+        const int from = min((int)threadIdx.x * each, v), to = min(from + each, v);
         u64 here = 0;
         for (int i = from; i < to; i++) here += mass(p[i]);
         u64 sum = sum_before(here);
@@ -240,17 +225,17 @@ extern "C" __global__ void __launch_bounds__(CHOOSERS) choose(const __grid_const
     __shared__ u64 sums[32], found[3];
     let_next_kernel_start();
     wait_for_previous_kernel();
-    const int b = blockIdx.x;
+    const int b = blockIdx.x, v = a.v;
     Control& control = *a.control;
     if (b >= control.count) return;
 
-    float* logits = a.logits + (i64)b * V;
-    u32* seen = a.seen + b * SEEN_WORDS;
+    float* logits = a.logits + (i64)b * v;
+    u32* seen = a.seen + b * ((v + 31) / 32);
     const float penalty = control.penalty, inverse = control.inverse_temperature;
     Best best = {-INFINITE, NONE};
     int broken = 0;
 #pragma unroll 8
-    for (int i = threadIdx.x; i < V; i += CHOOSERS) {
+    for (int i = threadIdx.x; i < v; i += CHOOSERS) {
         float logit = logits[i];
         if (penalty != 1.0f && (seen[i >> 5] >> (i & 31) & 1)) {
             logit = logit > 0 ? logit / penalty : logit * penalty;
@@ -273,9 +258,9 @@ extern "C" __global__ void __launch_bounds__(CHOOSERS) choose(const __grid_const
     int id = broken ? -1 : best.id;
     u64 random = control.random[b];
     if (!broken && inverse > 0) {
-        for (int i = threadIdx.x; i < V; i += CHOOSERS) logits[i] = expf((logits[i] - best.logit) * inverse);
+        for (int i = threadIdx.x; i < v; i += CHOOSERS) logits[i] = expf((logits[i] - best.logit) * inverse);
         __syncthreads();
-        id = sample(Search{logits, a.listed + (i64)b * V, counts, low, high, sums, found}, control, random);
+        id = sample(Search{logits, a.listed + (i64)b * v, counts, low, high, sums, found, v}, control, random);
     }
 
     if (threadIdx.x != 0) return;

@@ -1,19 +1,20 @@
-// One layer of Mamba for one token of B rows, in four kernels. The names of the sizes are those of Models/Mamba.cs.
+// One layer of Mamba for one token of B rows, in five kernels. The names of the sizes are those of Models/Mamba.cs.
 //
-//   input    u = silu(conv(in_proj(norm(x))))         the first half of in_proj's rows
-//   select   (delta, B, C) = x_proj(u), and the gate z: the second half of in_proj's rows, on the other blocks, so that memory
-//            does not rest while x_proj, which is small, is waited for
-//   state    delta = softplus(dt_proj(delta)); h = exp(delta A) h + delta B u; y = (C h + D u) silu(z)
-//   output   x += out_proj(y)
+//   normalise  x = norm(residual)
+//   input      u = silu(conv(in_proj(x)))            the first half of in_proj's rows
+//   select     (delta, B, C) = x_proj(u), and the gate z: the second half of in_proj's rows, on the other blocks, so that memory
+//              does not rest while x_proj, which is small, is waited for
+//   state      delta = softplus(dt_proj(delta)); h = exp(delta A) h + delta B u; y = (C h + D u) silu(z)
+//   output     residual += out_proj(y)
 //
 // Each may start before the one ahead of it has ended (programmatic dependent launch): it asks for its weights, which nothing
-// writes, then waits, then reads activations. No kernel ends before it has waited, so what any earlier one wrote is there.
+// writes, then waits, then reads activations.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DSTAGED=98304 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DSTAGED=98304 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DSTAGED=20000 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
-// check: -DTYPE=float -DB=2 -DSMS=132 -DSTAGED=98304 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
-#include "decode.cuh"
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DROOM=55000 -DV=50280 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DROOM=55000 -DV=50280 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DROOM=13000 -DV=101 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
+// check: -DTYPE=float -DB=2 -DSMS=132 -DROOM=55000 -DV=20011 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
+#include "decode_head.cuh"
 
 // A_log, D and the bias of dt_proj are float32 in a model of any precision, unless it was converted as a whole.
 #ifndef STATE
@@ -21,93 +22,72 @@
 #endif
 
 struct Layer {
-    const TYPE *norm, *norm_bias;    // (d)
     const TYPE *in_proj, *in_bias;   // (2e, d), (2e) or null
     const TYPE *conv, *conv_bias;    // (e, k), (e) or null
-    const TYPE *x_proj;              // (r + 2n, e)
-    const TYPE *dt_proj;             // (e, r)
+    const TYPE* x_proj;              // (r + 2n, e)
+    const TYPE* dt_proj;             // (e, r)
     const STATE *dt_bias;            // (e)
     const STATE *a_log, *d;          // (e, n), (e)
     const TYPE *out_proj, *out_bias; // (d, e), (d) or null
     float* const* windows;           // B of (e, k): the last k inputs of the convolution, the oldest first
     float* const* states;            // B of (e, n)
+    const Words* x;                  // (B, d)
     float* residual;                 // (B, d)
     float *u, *z;                    // (B, e), z after its SiLU
     float* selected;                 // (B, r + 2n)
     Words *u_packed, *y_packed;      // (B, e)
-    float epsilon;
 };
 
-constexpr int SELECTED = R + 2 * N;
-constexpr int INPUT_SLICES = slices(E, D, SMS);
-constexpr int SELECT_SLICES = WARPS;
-constexpr int SELECT_BLOCKS = tiles(SELECTED);
-constexpr int GATE_BLOCKS = SMS - SELECT_BLOCKS > SMS / 2 ? SMS - SELECT_BLOCKS : SMS / 2;
-constexpr int GATE_SLICES = slices(E, D, GATE_BLOCKS);
-constexpr int OUTPUT_SLICES = slices(D, E, SMS);
+constexpr int PLACES = SMS * PER_SM;
+constexpr int SELECTED = R + 2 * N, SELECT_BLOCKS = tiles(SELECTED);
+constexpr int INPUT_BLOCKS = blocks_for(E, PLACES), GATE_BLOCKS = blocks_for(E, most(PLACES - SELECT_BLOCKS, PLACES / 2)), OUTPUT_BLOCKS = blocks_for(D, PLACES);
 
-extern __shared__ Words dynamic[];  // (B, d) or (B, e), packed
-
-// Where the products find (B, e) that another kernel made.
-DEVICE const Words* inner(const Words* x) {
-    if (!is_staged(E)) return x;
-    stage(x, E, dynamic);
-    __syncthreads();
-    return dynamic;
-}
+typedef Product<E, INPUT_BLOCKS, D> Input;
+typedef Product<E, GATE_BLOCKS, D> Gate;
+typedef Product<SELECTED, SELECT_BLOCKS, E> Select;
+typedef Product<D, OUTPUT_BLOCKS, E> Output;
+SPREAD(input, INPUT_BLOCKS, Input::WORDS)
+SPREAD(select, SELECT_BLOCKS + GATE_BLOCKS, most(Select::WORDS, Gate::WORDS))
+SPREAD(output, OUTPUT_BLOCKS, Output::WORDS)
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(const __grid_constant__ Layer a) {
-    __shared__ float partial[WARPS * TILE * B], scratch[(WARPS + 1) * B];
-    constexpr int WIDTH = rows_at_once<INPUT_SLICES>();
-    let_next_kernel_start();
-    prefetch<E, D>(a.in_proj, blockIdx.x * WIDTH, WIDTH);
-    for (int i = threadIdx.x; i < WIDTH * B; i += THREADS) {
-        const int c = min((int)blockIdx.x * WIDTH + i % WIDTH, E - 1);
-        prefetch_line(a.windows[i / WIDTH] + c * K);
+    Input product;
+    product.begin(blockIdx.x, a.in_proj, nullptr, dynamic);
+    for (int i = threadIdx.x; i < Input::MOST * B; i += THREADS) {
+        const int c = min(product.first + i % Input::MOST, E - 1);
+        prefetch_line(a.windows[i / Input::MOST] + c * K);
         prefetch_line(a.conv + c * K);
     }
     wait_for_previous_kernel();
-    normalise<D, LAYER_NORM>(a.residual, a.norm, a.norm_bias, a.epsilon, dynamic, scratch);
-    project<E, INPUT_SLICES>(blockIdx.x, gridDim.x, partial,
-        [&](Sums& sums, int row, int slice) { accumulate<D, INPUT_SLICES>(sums, a.in_proj + (i64)row * D, slice, dynamic); },
-        [&](int c, int b, float u) {
-            if (a.in_bias) u += to_float(a.in_bias[c]);
-            float* window = a.windows[b] + c * K;
-            float seen[K], sum = a.conv_bias ? to_float(a.conv_bias[c]) : 0;
+    product.run(a.x, nullptr, [&](int c, int b, float u) {
+        if (a.in_bias) u += to_float(a.in_bias[c]);
+        float* window = a.windows[b] + c * K;
+        float seen[K], sum = a.conv_bias ? to_float(a.conv_bias[c]) : 0;
 #pragma unroll
-            for (int j = 0; j < K; j++) seen[j] = j + 1 < K ? window[j + 1] : u;
+        for (int j = 0; j < K; j++) seen[j] = j + 1 < K ? window[j + 1] : u;
 #pragma unroll
-            for (int j = 0; j < K; j++) {
-                window[j] = seen[j];
-                sum = fmaf(seen[j], to_float(a.conv[c * K + j]), sum);
-            }
-            sum = silu(sum);
-            a.u[b * E + c] = sum;
-            pack(a.u_packed, E, b, c, sum);
-        });
+        for (int j = 0; j < K; j++) {
+            window[j] = seen[j];
+            sum = fmaf(seen[j], to_float(a.conv[c * K + j]), sum);
+        }
+        sum = silu(sum);
+        a.u[b * E + c] = sum;
+        pack(a.u_packed, E, b, c, sum);
+    });
 }
 
+// The gate reads what was there before `input`, which lets this kernel start only when it has waited for it itself: no wait.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(const __grid_constant__ Layer a) {
-    __shared__ float partial[WARPS * TILE * B], scratch[(WARPS + 1) * B];
-    let_next_kernel_start();
     if (blockIdx.x < SELECT_BLOCKS) {
-        prefetch<SELECTED, E>(a.x_proj, blockIdx.x * TILE, TILE);
+        Select product;
+        product.begin(blockIdx.x, a.x_proj, nullptr, dynamic);
         wait_for_previous_kernel();
-        const Words* u = inner(a.u_packed);
-        project<SELECTED, SELECT_SLICES>(blockIdx.x, SELECT_BLOCKS, partial,
-            [&](Sums& sums, int row, int slice) { accumulate<E, SELECT_SLICES>(sums, a.x_proj + (i64)row * E, slice, u); },
-            [&](int row, int b, float sum) { a.selected[b * SELECTED + row] = sum; });
+        product.run(a.u_packed, nullptr, [&](int row, int b, float sum) { a.selected[b * SELECTED + row] = sum; });
         return;
     }
-    constexpr int WIDTH = rows_at_once<GATE_SLICES>();
-    const TYPE* gate = a.in_proj + (i64)E * D;
-    const int block = blockIdx.x - SELECT_BLOCKS;
-    prefetch<E, D>(gate, block * WIDTH, WIDTH);
-    wait_for_previous_kernel();
-    normalise<D, LAYER_NORM>(a.residual, a.norm, a.norm_bias, a.epsilon, dynamic, scratch);
-    project<E, GATE_SLICES>(block, gridDim.x - SELECT_BLOCKS, partial,
-        [&](Sums& sums, int row, int slice) { accumulate<D, GATE_SLICES>(sums, gate + (i64)row * D, slice, dynamic); },
-        [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
+    Gate product;
+    product.begin(blockIdx.x - SELECT_BLOCKS, a.in_proj + (i64)E * D, nullptr, dynamic);
+    product.run(a.x, nullptr, [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
 }
 
 // Eight lanes a channel: each has every eighth value of the state, and every eighth 16 bytes of dt_proj's row.
@@ -163,13 +143,8 @@ extern "C" __global__ void __launch_bounds__(STATE_THREADS) state(const __grid_c
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) output(const __grid_constant__ Layer a) {
-    __shared__ float partial[WARPS * TILE * B];
-    constexpr int WIDTH = rows_at_once<OUTPUT_SLICES>();
-    let_next_kernel_start();
-    prefetch<D, E>(a.out_proj, blockIdx.x * WIDTH, WIDTH);
+    Output product;
+    product.begin(blockIdx.x, a.out_proj, nullptr, dynamic);
     wait_for_previous_kernel();
-    const Words* y = inner(a.y_packed);
-    project<D, OUTPUT_SLICES>(blockIdx.x, gridDim.x, partial,
-        [&](Sums& sums, int row, int slice) { accumulate<E, OUTPUT_SLICES>(sums, a.out_proj + (i64)row * E, slice, y); },
-        [&](int row, int b, float sum) { a.residual[b * D + row] += a.out_bias ? sum + to_float(a.out_bias[row]) : sum; });
+    product.run(a.y_packed, nullptr, [&](int row, int b, float sum) { a.residual[b * D + row] += a.out_bias ? sum + to_float(a.out_bias[row]) : sum; });
 }
