@@ -5,7 +5,9 @@
 //   out[t]  = (C[t] . h[t] + D u[t]) silu(z[t])
 //
 // A warp walks time for 32 / LANES groups of K = CHANNELS channels; the channels of a thread share what it reads of B and C.
-// Bound by exponentials: N + 4 a step and channel, 16 a clock on a multiprocessor.
+// Bound by two things about alike: exponentials, N + 3 a step and channel and 16 a clock on a multiprocessor, and shared memory, which
+// gives a lane 4 bytes a clock: 2 / K + 2 / STATES clocks for the exponential of a warp. Each tile is loaded into registers while the
+// one before it is computed.
 //
 // Where so few channels are so long that most of the GPU would be idle, time is cut into pieces. PASS 1 walks each piece but
 // the last from a state of zero, without outputs, and keeps where it ends and the sum of its step sizes; as the decay over
