@@ -3,13 +3,15 @@ namespace MambaVL.Cuda;
 /// <summary>The launches of one stream, in order, and how many of them are known to have ended: after every few, the stream is
 /// asked to write down how far it has come. When the GPU is lost, that number is still there, and the kernel that failed is one of
 /// the few launches after it.</summary>
-/// <remarks>For a launch that is a lock and a store, some 20 ns; for one in <see cref="MarkEvery"/> a call of the driver besides.</remarks>
+/// <remarks>For a launch that is a lock and a store; for one in <see cref="MarkEvery"/> a call of the driver besides, 0.8 us of the host, and
+/// 3.4 us of the GPU, which lets one kernel end before the next begins (an H100): 0.2 us a launch. After each it would name the one kernel,
+/// and cost a training step of mamba-790m 2 ms.</remarks>
 /// <param name="mark">Given a number, has the stream write it once all launches so far have ended; gives the number that it
 /// wrote last, or null where it cannot write any.</param>
 internal sealed class LaunchLog(Func<uint?, uint?> mark)
 {
     /// <summary>Launches between two marks.</summary>
-    public const int MarkEvery = 8;
+    public const int MarkEvery = 16;
 
     // A GPU takes about a thousand launches ahead; the host waits then.
     private const int Kept = 4096;

@@ -56,26 +56,26 @@ internal static class CudaScan
         if (batch * channels == 0) return (output, lastState, checkpoints);
 
         using var scope = NewDisposeScope();
-        var plan = ForwardPlan.For(states, batch * channels, gpu.Multiprocessors);
         var (u, delta, z, B, C, to) = (new View(x.u), new View(x.delta), new View(x.z), new View(x.B), new View(x.C), new View(output));
         var variant = new Variant(u.Type, delta.Type, x.z is null ? u.Type : z.Type, B.Type, C.Type, u.Type, states, x.deltaSoftplus, x.z is not null,
             u.Aligned && delta.Aligned && z.Aligned && to.Aligned, B.Aligned && C.Aligned);
-        var pieces = plan.Pieces(batch * channels, length, gpu.Multiprocessors);
+        var plan = ForwardPlan.For(states, batch * channels, gpu.Multiprocessors, variant.Wide);
+        var piece = PieceSteps(length, plan.Pieces(batch * channels, length, gpu.Multiprocessors));
         var arguments = new ForwardArguments
         {
             U = u.Pointer, Delta = delta.Pointer, Z = z.Pointer, B = B.Pointer, C = C.Pointer,
             A = Contiguous(x.A), D = Contiguous(x.D), DeltaBias = Contiguous(x.deltaBias), InitialState = Contiguous(x.initialState),
             Output = to.Pointer, LastState = Pointer(lastState), Checkpoints = Pointer(checkpoints),
             ByU = u.Strides, ByDelta = delta.Strides, ByZ = z.Strides, ByB = B.Strides, ByC = C.Strides, ByOutput = to.Strides,
-            Batch = (int)batch, Channels = (int)channels, Length = Steps(length), Piece = (int)(Chunks((length + pieces - 1) / pieces) * Chunk),
+            Batch = (int)batch, Channels = (int)channels, Length = Steps(length), Piece = (int)piece,
         };
         var blocks = Blocks(batch * ((channels + plan.TileChannels - 1) / plan.TileChannels));
-        if (pieces == 1)
+        if (length <= piece)
         {
             Launch(0, 1);
             return (output, lastState, checkpoints);
         }
-        pieces = (int)((length + arguments.Piece - 1) / arguments.Piece);
+        var pieces = (int)((length + piece - 1) / piece);
         arguments.PieceStates = Pointer(empty([pieces - 1, batch, channels, states], ScalarType.Float32, x.u.device));
         arguments.PieceSteps = Pointer(empty([pieces - 1, batch, channels], ScalarType.Float32, x.u.device));
         Launch(1, pieces - 1);
@@ -83,7 +83,7 @@ internal static class CudaScan
         return (output, lastState, checkpoints);
 
         void Launch(int pass, int pieces) =>
-            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1)), arguments);
+            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1), Overlap: pass == 2), arguments);
     }
 
     /// <summary>The gradients of all nine tensors, in the order of <see cref="ScanArguments.Tensors"/>; null where there is no
@@ -108,7 +108,10 @@ internal static class CudaScan
         var z = x.z is null ? null : Target(into?.z, nameof(ScanTargets.z), x.z);
         var (B, C) = (Target(into?.B, nameof(ScanTargets.B), x.B), Target(into?.C, nameof(ScanTargets.C), x.C));
         var initialState = x.initialState is null ? null : empty([batch, channels, states], ScalarType.Float32, x.u.device);
-        Tensor PerRow(params long[] shape) => empty([batch, .. shape], ScalarType.Float32, x.u.device);
+        var plan = BackwardPlan.For(states, gpu.SharedBytes);
+        var piece = PieceSteps(length, plan.Pieces(batch, channels, length, gpu.Multiprocessors));
+        var pieces = Math.Max(1, (length + piece - 1) / piece);
+        Tensor PerRow(params long[] shape) => empty([pieces * batch, .. shape], ScalarType.Float32, x.u.device);
         using var scope = NewDisposeScope();
         var (A, D, bias) = (PerRow(channels, states), x.D is null ? null : PerRow(channels), x.deltaBias is null ? null : PerRow(channels));
         if (batch * channels == 0)
@@ -118,16 +121,15 @@ internal static class CudaScan
         }
         else
         {
-            var plan = BackwardPlan.For(states, batch, channels, gpu.Multiprocessors, gpu.SharedBytes);
             // Parts of the channels that have sums of their own for B and C; a launch takes as many as fit.
             var parts = (channels + plan.TileChannels - 1) / plan.TileChannels;
             var part = batch * length * plan.Width * sizeof(float);
             var perLaunch = Math.Clamp(workspaceBytes / Math.Max(1, part), 1, parts);
             var workspace = empty([perLaunch, batch, length, plan.Width], ScalarType.Float32, x.u.device);
             View vu = new(x.u), vdelta = new(x.delta), vz = new(x.z), vB = new(x.B), vC = new(x.C), vg = new(gradOutput), tu = new(u), tdelta = new(delta), tz = new(z);
-            var kernel = Kernel(gpu, plan, new Variant(vu.Type, vdelta.Type, x.z is null ? vu.Type : vz.Type, vB.Type, vC.Type, gradOutput is null ? vu.Type : vg.Type,
+            var variant = new Variant(vu.Type, vdelta.Type, x.z is null ? vu.Type : vz.Type, vB.Type, vC.Type, gradOutput is null ? vu.Type : vg.Type,
                 states, x.deltaSoftplus, x.z is not null,
-                vu.Aligned && vdelta.Aligned && vz.Aligned && vg.Aligned && tu.Aligned && tdelta.Aligned && tz.Aligned, vB.Aligned && vC.Aligned));
+                vu.Aligned && vdelta.Aligned && vz.Aligned && vg.Aligned && tu.Aligned && tdelta.Aligned && tz.Aligned, vB.Aligned && vC.Aligned);
             var stream = CudaStream.Current(gpu.Index);
             var arguments = new BackwardArguments
             {
@@ -140,29 +142,37 @@ internal static class CudaScan
                 ByU = vu.Strides, ByDelta = vdelta.Strides, ByZ = vz.Strides, ByB = vB.Strides, ByC = vC.Strides, ByGradOutput = vg.Strides,
                 ByGradU = tu.Strides, ByGradDelta = tdelta.Strides, ByGradZ = tz.Strides,
                 Batch = (int)batch, Channels = (int)channels, Length = Steps(length),
+                PieceStates = pieces > 1 ? Pointer(empty([pieces - 1, batch, channels, states], ScalarType.Float32, x.u.device)) : 0,
+                PieceSteps = pieces > 1 ? Pointer(empty([pieces - 1, batch, channels], ScalarType.Float32, x.u.device)) : 0,
+                Piece = (int)piece,
             };
             for (var first = 0L; first < parts; first += perLaunch)
             {
                 var now = Math.Min(perLaunch, parts - first);
                 (arguments.FirstChannel, arguments.Parts, arguments.Add) = ((int)(first * plan.TileChannels), (int)now, first > 0 ? 1 : 0);
-                kernel.Run(stream, new Launch(Blocks(now * batch), plan.Threads, plan.SharedBytes), arguments);
+                if (pieces > 1) Launch(1, pieces - 1);
+                Launch(pieces > 1 ? 2 : 0, pieces);
+
+                void Launch(int pass, long pieces) =>
+                    Kernel(gpu, plan with { Pass = pass }, variant).Run(stream, new Launch((Blocks(now * batch), (int)pieces, 1), (plan.Threads, 1), plan.SharedBytes, Overlap: pass == 2), arguments);
             }
             if (length > 0)
             {
-                var threads = Math.Max(256, plan.Width);
-                var steps = threads / plan.Width;
+                const int threads = 512;                 // the widest step's
+                var split = Math.Min(8, threads / plan.Width);
+                var steps = threads / plan.Width / split;
                 gpu.Kernel("selective_scan_sum.cu", "selective_scan_sum",
                 [
                     $"B_TYPE={CudaTensor.TypeName(x.B.dtype)}", $"C_TYPE={CudaTensor.TypeName(x.C.dtype)}",
-                    $"N={states}", $"LANES={plan.Lanes}", $"STATES={plan.States}", $"THREADS={threads}",
-                ]).Run(stream, new Launch(Blocks(batch * ((length + steps - 1) / steps)), threads), new SumArguments
+                    $"N={states}", $"LANES={plan.Lanes}", $"STATES={plan.States}", $"THREADS={threads}", $"SPLIT={split}",
+                ]).Run(stream, new Launch(Blocks(batch * ((length + steps - 1) / steps)), threads, overlap: true), new SumArguments
                 {
                     Workspace = Pointer(workspace), GradB = Pointer(B), GradC = Pointer(C), ByB = new View(B).Strides, ByC = new View(C).Strides,
                     Batch = (int)batch, Length = (int)length, Parts = (int)perLaunch,
                 });
             }
         }
-        Tensor? OverRows(Tensor? t) => t is null ? null : (batch == 1 ? t.squeeze(0) : t.sum([0L])).MoveToOuterDisposeScope();
+        Tensor? OverRows(Tensor? t) => t is null ? null : (t.shape[0] == 1 ? t.squeeze(0) : t.sum([0L])).MoveToOuterDisposeScope();
         return [u, delta, OverRows(A), B, C, OverRows(D), z, OverRows(bias), initialState];
     }
 
@@ -170,24 +180,33 @@ internal static class CudaScan
     /// <param name="Lanes">Threads that share a channel's states.</param>
     /// <param name="States">States of a thread.</param>
     /// <param name="Channels">Channels of a thread.</param>
-    /// <param name="Steps">Steps of a tile.</param>
+    /// <param name="Steps">Steps of a tile; divides <see cref="Chunk"/>.</param>
     /// <param name="Threads">Threads of a block.</param>
     /// <param name="Blocks">Blocks that a multiprocessor should hold, which bounds the registers.</param>
     /// <param name="Pass">0: all of time at once; 1 and 2: in pieces.</param>
     internal readonly record struct ForwardPlan(int Lanes, int States, int Channels, int Steps, int Threads, int Blocks, int Pass = 0)
     {
+        /// <summary>Shared memory that a kernel has without being allowed it.</summary>
+        public const int MaxSharedBytes = 48 << 10;
+
         /// <summary>Channels of a block.</summary>
         public int TileChannels => Threads / Lanes * Channels;
 
-        /// <summary>Many channels: few lanes, as each step costs the same sums and loads for any number of states. Few channels:
-        /// more lanes, so that every multiprocessor has something to do.</summary>
-        public static ForwardPlan For(int states, long channels, int multiprocessors)
+        /// <summary>The size of the kernel's struct Shared.</summary>
+        public int SharedBytes => sizeof(float) *
+            (2 * Steps * 2 * Lanes * States + TileChannels * (Steps / 8 * 20 + 4) + Channels * Threads * (Steps + 4));
+
+        /// <summary>Many channels: few lanes, as what is done once a step and channel costs the same for any number of states of
+        /// a thread. Few channels: more lanes, so that every multiprocessor has something to do.</summary>
+        public static ForwardPlan For(int states, long channels, int multiprocessors, bool wide)
         {
             var many = channels >= 128L * multiprocessors;
-            var lanes = Math.Min(32, PowerOfTwo(states, many || states <= 4 ? 4 : 2));
+            var lanes = Math.Min(32, PowerOfTwo(states, many ? 8 : states <= 4 ? 4 : 2));
             var each = PowerOfTwo(states, lanes);
-            var steps = lanes <= 8 ? 8 * lanes : states <= 128 ? 32 : 16;
-            return many && lanes == 4 ? new(lanes, each, 2, steps, 64, 10) : new(lanes, each, 1, steps, 64, 8);
+            // 128 registers hold 8 states and a tile of narrow numbers that is loaded ahead; float32 takes twice as many for that.
+            var plan = new ForwardPlan(lanes, each, 1, Math.Min(64, 8 * lanes), 64, many && !wide ? 8 : many ? 6 : 5);
+            while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
+            return plan;
         }
 
         /// <summary>Into how many pieces time is cut: so many that a multiprocessor has some eight warps, and none shorter than
@@ -208,50 +227,56 @@ internal static class CudaScan
     /// <param name="Lanes">Threads that share a channel's states.</param>
     /// <param name="States">States of a thread.</param>
     /// <param name="Steps">Steps of a tile; divides <see cref="Chunk"/>.</param>
-    /// <param name="Segment">Steps whose states are in registers at once.</param>
-    /// <param name="Sync">Steps whose sums of a block are made at once.</param>
     /// <param name="Threads">Threads of a block.</param>
-    internal readonly record struct BackwardPlan(int Lanes, int States, int Steps, int Segment, int Sync, int Threads)
+    /// <param name="Pass">0: all of time at once; 1 and 2: in pieces.</param>
+    internal readonly record struct BackwardPlan(int Lanes, int States, int Steps, int Threads, int Pass = 0)
     {
+        /// <summary>Steps whose states are in registers at once.</summary>
+        public const int Segment = 4;
+
         /// <summary>Channels of a block.</summary>
         public int TileChannels => Threads / Lanes;
 
         /// <summary>Floats of a step in the workspace: B's and C's gradients, with the states padded.</summary>
         public int Width => 2 * Lanes * States;
 
-        /// <summary>The size of the kernel's struct Shared.</summary>
-        public int SharedBytes => sizeof(float) *
-            (Steps * Width + TileChannels * (Steps / 8 * 20 + 4) + TileChannels * (Steps + 8) + Chunk / Segment * States * Threads + 2 * (Threads / 32) * Sync * Width);
+        /// <summary>Blocks that a multiprocessor should hold, which bounds the registers: 168 for 4 states.</summary>
+        public int Blocks => States <= 4 ? 384 / Threads : 1;
 
-        public static BackwardPlan For(int states, long batch, long channels, int multiprocessors, int sharedBytes)
+        /// <summary>The size of the kernel's struct Shared.</summary>
+        public int SharedBytes
         {
-            var lanes = Math.Min(32, PowerOfTwo(states, 2));
-            var each = PowerOfTwo(states, lanes);
-            var (steps, sync, threads) = each switch
+            get
             {
-                8 => (8, 4, 64),
-                4 => (16, 4, 64),
-                _ when lanes == 32 => (32, 8, 128),
-                _ => (Math.Min(64, 8 * lanes), 8, 256),
-            };
-            var plan = new BackwardPlan(lanes, each, steps, each == 1 ? 8 : 4, sync, threads);
-            // Smaller blocks where the busiest multiprocessor then has fewer warps. Larger ones sum more before the workspace.
-            var half = plan with { Threads = threads / 2 };
-            if (threads == 256 && Busiest(half) < Busiest(plan)) plan = half;
-            // And on a GPU with little shared memory.
+                var orders = Math.Min(States, 32 / Lanes);
+                var sums = Segment * Width <= 32 * States ? 4 : Threads / 32 * Steps * Width;
+                return sizeof(float) * (orders * (Steps * Width + (orders > 1 ? 4 : 0)) + TileChannels * (2 * Steps + 4 + Steps + 4)
+                    + Chunk / Segment * States * Threads + sums);
+            }
+        }
+
+        public static BackwardPlan For(int states, int sharedBytes)
+        {
+            var lanes = Math.Min(32, PowerOfTwo(states, 4));
+            var each = PowerOfTwo(states, lanes);
+            var plan = new BackwardPlan(lanes, each, lanes <= 8 ? Math.Min(32, 8 * lanes) : lanes == 16 ? 16 : 8, each <= 4 ? 128 : 64);
+            // On a GPU with little shared memory.
             while (plan.SharedBytes > sharedBytes && plan.Threads > 32) plan = plan with { Threads = plan.Threads / 2 };
             return plan;
+        }
 
-            long Busiest(BackwardPlan p)
-            {
-                var blocks = batch * ((channels + p.TileChannels - 1) / p.TileChannels);
-                return (blocks + multiprocessors - 1) / multiprocessors * p.Threads;
-            }
+        /// <summary>Into how many pieces time is cut, each of whole chunks: more than one where the channels' blocks fill less than
+        /// half of the GPU. The additional pass costs a fifth of a walk back; four pieces were the best of 1 to 10 for few rows
+        /// on an H100, and more where even those do not fill it.</summary>
+        public int Pieces(long batch, long channels, long length, int multiprocessors)
+        {
+            long blocks = Math.Max(1, batch * ((channels + TileChannels - 1) / TileChannels)), places = (long)multiprocessors * Blocks;
+            return 2 * blocks > places ? 1 : (int)Math.Clamp(Math.Max(4, places / blocks), 1, Math.Clamp(Chunks(length), 1, 32));
         }
 
         public string[] Defines() =>
         [
-            $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"SEGMENT={Segment}", $"SYNC={Sync}", $"THREADS={Threads}", $"BLOCKS={(States <= 2 ? 512 / Threads : 1)}",
+            $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"SEGMENT={Segment}", $"THREADS={Threads}", $"BLOCKS={Blocks}", $"PASS={Pass}",
         ];
     }
 
@@ -260,6 +285,9 @@ internal static class CudaScan
         ScalarType U, ScalarType Delta, ScalarType Z, ScalarType B, ScalarType C, ScalarType GradOutput,
         int States, bool Softplus, bool Gated, bool Aligned, bool AlignedInputs)
     {
+        /// <summary>Whether any of what is loaded is float32.</summary>
+        public bool Wide => U == ScalarType.Float32 || Delta == ScalarType.Float32 || B == ScalarType.Float32 || C == ScalarType.Float32;
+
         public string[] Defines() =>
         [
             $"U_TYPE={CudaTensor.TypeName(U)}", $"DELTA_TYPE={CudaTensor.TypeName(Delta)}", $"Z_TYPE={CudaTensor.TypeName(Z)}",
@@ -283,6 +311,9 @@ internal static class CudaScan
     private static int PowerOfTwo(int n, int by) => (int)BitOperations.RoundUpToPowerOf2((uint)((n + by - 1) / by));
 
     private static long Chunks(long length) => (length + Chunk - 1) / Chunk;
+
+    // The steps of each of so many pieces of time: whole chunks.
+    private static long PieceSteps(long length, int pieces) => Math.Max(1, Chunks((length + pieces - 1) / pieces)) * Chunk;
 
     private static CudaGpu Gpu(ScanArguments x) => x.u.device_type == DeviceType.CUDA
         ? CudaGpu.Get(x.u.device_index)
@@ -387,6 +418,8 @@ internal static class CudaScan
         public nint GradU, GradDelta, GradZ, GradA, GradD, GradDeltaBias, GradInitialState, Workspace;
         public Strides ByU, ByDelta, ByZ, ByB, ByC, ByGradOutput, ByGradU, ByGradDelta, ByGradZ;
         public int Batch, Channels, Length, FirstChannel, Parts, Add;
+        public nint PieceStates, PieceSteps;
+        public int Piece;
     }
 
     /// <summary>struct Arguments of selective_scan_sum.cu.</summary>

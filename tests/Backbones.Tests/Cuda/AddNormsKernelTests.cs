@@ -66,7 +66,7 @@ public class AddNormsKernelTests(ITestOutputHelper output)
         using var random = new Generator(1);
         var x = zeros(3, 32, device: CUDA);
         using Norm norm = Layer(random, ScalarType.Float32, 32), narrow = Layer(random, ScalarType.Float32, 31), half = Layer(random, ScalarType.BFloat16, 32);
-        using var rms = new Norm(new RandomParameters(1).Root, 32, Epsilon, NormKind.RmsNorm);
+        using var rms = new Norm(new OnGpu(random, ScalarType.Float32).Root, 32, Epsilon, NormKind.RmsNorm);
         using var finer = new Norm(new OnGpu(random, ScalarType.Float32).Root, 32, 1e-9, NormKind.LayerNorm);
         Refused(() => AddNormsKernel.Run(gpu, x.cpu(), x, null, norm), "x", "*cpu*");
         Refused(() => AddNormsKernel.Run(gpu, x, x[..2], null, norm), "first", "*[2, 32]*[3, 32]*");

@@ -9,7 +9,7 @@ public class LaunchLogTests
     private const int Every = LaunchLog.MarkEvery;
 
     [Theory]
-    [InlineData(3, 0), InlineData(Every, 0), InlineData(5 * Every + 1, 2), InlineData(5 * Every + 1, 5), InlineData(2 * Every, 2), InlineData(10_000, 1249)]
+    [InlineData(3, 0), InlineData(Every, 0), InlineData(5 * Every + 1, 2), InlineData(5 * Every + 1, 5), InlineData(2 * Every, 2), InlineData(1000, 62)]
     public void TheSuspectsAreTheLaunchesBetweenTheLastMarkReachedAndTheNext(int launches, int marksReached)
     {
         var asked = new List<uint>();

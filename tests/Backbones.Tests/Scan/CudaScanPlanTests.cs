@@ -10,36 +10,36 @@ public class CudaScanPlanTests
     private static readonly int[] States = [.. Enumerable.Range(1, ScanArguments.MaxState)];
 
     [Theory]
-    [InlineData(1)]
-    [InlineData(1_000_000)]
-    public void ForwardPlansFit(long channels)
+    [InlineData(1, true)]
+    [InlineData(1, false)]
+    [InlineData(1_000_000, true)]
+    [InlineData(1_000_000, false)]
+    public void ForwardPlansFit(long channels, bool wide)
     {
         foreach (var n in States)
         {
-            var plan = CudaScan.ForwardPlan.For(n, channels, 132);
+            var plan = CudaScan.ForwardPlan.For(n, channels, 132, wide);
             (plan.Lanes * plan.States).Should().BeGreaterThanOrEqualTo(n, "every state has a place");
             Lanes(plan.Lanes, plan.States, plan.Steps, n);
-            var shared = sizeof(float) * (plan.Steps * 2 * plan.Lanes * plan.States + plan.TileChannels * (plan.Steps / 8 * 20 + 4));
-            shared.Should().BeLessThanOrEqualTo(48 * 1024, $"n {n}: memory that is not asked for");
+            plan.SharedBytes.Should().BeLessThanOrEqualTo(CudaScan.ForwardPlan.MaxSharedBytes, $"n {n}: memory that is not asked for");
             (32 % plan.Lanes).Should().Be(0);
         }
     }
 
     // 64 KB: compute capability 7.5. 227 KB: 9.0.
     [Theory]
-    [InlineData(64 * 1024, 1)]
-    [InlineData(227 * 1024, 1)]
-    [InlineData(227 * 1024, 16)]
-    public void BackwardPlansFit(int sharedBytes, long batch)
+    [InlineData(64 * 1024)]
+    [InlineData(99 * 1024)]
+    [InlineData(227 * 1024)]
+    public void BackwardPlansFit(int sharedBytes)
     {
         foreach (var n in States)
         {
-            var plan = CudaScan.BackwardPlan.For(n, batch, 5120, 132, sharedBytes);
+            var plan = CudaScan.BackwardPlan.For(n, sharedBytes);
             (plan.Lanes * plan.States).Should().BeGreaterThanOrEqualTo(n);
             Lanes(plan.Lanes, plan.States, plan.Steps, n);
             plan.SharedBytes.Should().BeLessThanOrEqualTo(sharedBytes, $"n {n}");
-            (plan.Steps % plan.Sync + plan.Sync % plan.Segment).Should().Be(0, $"n {n}: segments fill a sum, sums fill a tile");
-            (plan.Segment % 2).Should().Be(0, $"n {n}: steps are read in pairs");
+            (plan.Steps % CudaScan.BackwardPlan.Segment).Should().Be(0, $"n {n}: segments fill a tile");
             (plan.Threads % 32).Should().Be(0);
         }
     }
@@ -60,7 +60,18 @@ public class CudaScanPlanTests
     [InlineData(768, 8192, 5)]
     [InlineData(1, 100_000, 32)]
     public void FewChannelsAndManyStepsAreCutIntoPieces(long channels, long length, int pieces) =>
-        CudaScan.ForwardPlan.For(16, channels, 132).Pieces(channels, length, 132).Should().Be(pieces);
+        CudaScan.ForwardPlan.For(16, channels, 132, false).Pieces(channels, length, 132).Should().Be(pieces);
+
+    [Theory]
+    [InlineData(1, 3072, 640, 4)]
+    [InlineData(1, 5120, 640, 4)]
+    [InlineData(1, 5120, 8192, 4)]
+    [InlineData(1, 320, 8192, 32)]
+    [InlineData(1, 320, 100, 2)]  // no more pieces than chunks
+    [InlineData(1, 320, 0, 1)]
+    [InlineData(4, 5120, 2048, 1)] // fills an H100 by its channels
+    public void TheWayBackIsCutIntoPieces(long batch, long channels, long length, int pieces) =>
+        CudaScan.BackwardPlan.For(16, 227 * 1024).Pieces(batch, channels, length, 132).Should().Be(pieces);
 
     [Fact]
     public void OutputsAreLaidOutAsInputsWithoutGaps()

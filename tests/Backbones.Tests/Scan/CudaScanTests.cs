@@ -41,7 +41,7 @@ public class CudaScanTests(ITestOutputHelper log)
     public void TimeInPiecesIsRightToo()
     {
         var gpu = CudaTesting.Gpu();
-        CudaScan.ForwardPlan.For(16, 6, gpu.Multiprocessors).Pieces(6, 2100, gpu.Multiprocessors).Should().Be(4, "that is the case to test");
+        CudaScan.ForwardPlan.For(16, 6, gpu.Multiprocessors, true).Pieces(6, 2100, gpu.Multiprocessors).Should().Be(4, "that is the case to test");
         // So slow a decay that what was before a piece matters to its last step: at the usual one nothing is left of it.
         ScanArguments Slow(ScanArguments x) => x with { A = x.A * 1e-3 };
         Compare(Slow(ScanTesting.Arguments(2, 3, 2100, 16)), "pieces", 5e-5);
@@ -49,7 +49,7 @@ public class CudaScanTests(ITestOutputHelper log)
         Compare(Narrow(Slow(ScanTesting.Arguments(2, 3, 2104, 16)), ScalarType.BFloat16), "pieces, bfloat16", 1e-2);
     }
 
-    // As many channels as make the kernels take several of them in a thread. Without a second pass of the reference.
+    // As many channels as make the forward kernel take 8 states in a thread. Without a second pass of the reference.
     [SkippableTheory]
     [InlineData(16, 1100, 40, ScalarType.Float32)]
     [InlineData(16, 1100, 40, ScalarType.BFloat16)]
@@ -58,7 +58,7 @@ public class CudaScanTests(ITestOutputHelper log)
     public void ManyChannelsAreRightToo(int b, int d, int l, ScalarType type)
     {
         var gpu = CudaTesting.Gpu();
-        CudaScan.ForwardPlan.For(16, (long)b * d, gpu.Multiprocessors).Channels.Should().Be(2, "that is the case to test");
+        CudaScan.ForwardPlan.For(16, (long)b * d, gpu.Multiprocessors, false).States.Should().Be(8, "that is the case to test");
         Compare(Narrow(ScanTesting.Arguments(b, d, l, 16), type), $"({b}, {d}, {l}) {type}", Tolerance(type));
     }
 

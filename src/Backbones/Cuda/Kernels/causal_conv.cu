@@ -4,7 +4,7 @@
 //
 // A block has one channel, so that the gradients of its weights are summed in one place and in one order. A thread takes 8
 // positions of a row at a time, and reads the K - 1 before and after these by itself: they are in the cache, and no thread waits
-// for another. 32 registers forward, 48 backward (sm_90, K = 4); 72 and 75% of the memory's speed on an H100.
+// for another.
 //
 // check: -DTYPE=bf16 -DK=4
 // check: -DTYPE=f16 -DK=2
@@ -29,42 +29,47 @@ DEVICE float input(const TYPE* u, const float* state, int t) {
     return t >= 0 ? to_float(u[t]) : state ? state[K + t] : 0.0f;
 }
 
-// As many numbers beside 8 as an access has of which K - 1 count.
-constexpr int Near = K - 1 <= 4 ? 4 : 8;
-DEVICE void load_near(const TYPE* p, float (&x)[4]) { Access<4>::load(p, x); }
-DEVICE void load_near(const TYPE* p, float (&x)[8]) { load8(p, 8, x); }
+// --- What a thread reads for its 8 positions: these, and K - 1 on one side or on both. All of it is on its way before any is
+// unpacked, where rows lie at multiples of 16 bytes ---
+template <int BYTES> struct Raw;
+template <> struct Raw<8> { Pair<u32> words; };
+template <> struct Raw<16> { Words words; };
+template <> struct Raw<32> { Words words[2]; };
+template <class T> DEVICE void spread(const Raw<8>& r, float* x, T type) { unpack(r.words.x, x[0], x[1], type); unpack(r.words.y, x[2], x[3], type); }
+template <class T> DEVICE void spread(const Raw<16>& r, float* x, T type) { unpack(r.words, x, type); }
+template <class T> DEVICE void spread(const Raw<32>& r, float* x, T type) { unpack(r.words[0], x, type); unpack(r.words[1], x + 4, type); }
 
-// The K - 1 inputs before position t, a multiple of 8.
+constexpr int Near = K - 1 <= 4 ? 4 : 8;  // the access that K - 1 numbers fit into
+typedef Raw<8 * sizeof(TYPE)> Own;
+typedef Raw<Near * sizeof(TYPE)> Beside;
+
+DEVICE Own read_own(const TYPE* p) { return *(const Own*)p; }
+DEVICE Beside read_beside(const TYPE* p, bool exists) { return K > 1 && exists ? *(const Beside*)p : Beside{}; }
+DEVICE void spread_before(const Beside& r, float* x) {
+    float near[Near];
+    spread(r, near, TYPE{});
+#pragma unroll
+    for (int j = 0; j < K - 1; j++) x[j] = near[Near - (K - 1) + j];
+}
+DEVICE void spread_after(const Beside& r, float* x) {
+    float near[Near];
+    spread(r, near, TYPE{});
+#pragma unroll
+    for (int j = 0; j < K - 1; j++) x[j] = near[j];
+}
+
+// The same one by one, wherever a row lies: numbers from t on; beyond the end zeros.
+template <int N> DEVICE void load_plainly(const TYPE* p, int t, int length, float* x) {
+#pragma unroll
+    for (int j = 0; j < N; j++) x[j] = t + j < length ? to_float(p[t + j]) : 0.0f;
+}
 DEVICE void load_before(const TYPE* u, const float* state, int t, float* x) {
-    if (t > 0 && is_aligned(u + t)) {
-        float near[Near];
-        load_near(u + t - Near, near);
 #pragma unroll
-        for (int j = 0; j < K - 1; j++) x[j] = near[Near - (K - 1) + j];
-    } else {
-#pragma unroll
-        for (int j = 0; j < K - 1; j++) x[j] = input(u, state, t - (K - 1) + j);
-    }
+    for (int j = 0; j < K - 1; j++) x[j] = input(u, state, t - (K - 1) + j);
 }
-
-// The K - 1 numbers from t on; beyond the end zeros.
-DEVICE void load_after(const TYPE* p, int t, int length, float* x) {
-    if (t + Near <= length && is_aligned(p + t)) {
-        float near[Near];
-        load_near(p + t, near);
-#pragma unroll
-        for (int j = 0; j < K - 1; j++) x[j] = near[j];
-    } else {
-#pragma unroll
-        for (int j = 0; j < K - 1; j++) x[j] = t + j < length ? to_float(p[t + j]) : 0.0f;
-    }
-}
-
-DEVICE void load_own(const TYPE* p, int t, int length, float* x) {
-    float own[8];
-    load8(p + t, length - t, own);
-#pragma unroll
-    for (int j = 0; j < 8; j++) x[j] = own[j];
+// Whether addresses and strides are multiples of 16 bytes, and rows of 8 positions.
+DEVICE bool is_even(const void* p, i64 row, i64 channel, int length) {
+    return (((u64)p | (u64)row * sizeof(TYPE) | (u64)channel * sizeof(TYPE)) & 15) == 0 && length % 8 == 0;
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) conv_forward(const __grid_constant__ ForwardArguments a) {
@@ -74,12 +79,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) conv_forward(const __gr
     for (int j = 0; j < K; j++) w[j] = to_float(a.weight[channel * K + j]);
     const float bias = a.bias ? to_float(a.bias[channel]) : 0.0f;
 
+    const bool even = is_even(a.u, a.u_row, a.u_channel, a.length);
     for (int i = threadIdx.x; i < a.rows * eights; i += WARPS * 32) {
         const int row = i / eights, t = i % eights * 8;
         const TYPE* u = a.u + row * a.u_row + channel * a.u_channel;
+        const float* state = a.state ? a.state + row * a.state_row + channel * K : nullptr;
         float x[K + 7], y[8];
-        load_own(u, t, a.length, x + K - 1);
-        load_before(u, a.state ? a.state + row * a.state_row + channel * K : nullptr, t, x);
+        if (even) {
+            const Own own = read_own(u + t);
+            const Beside before = read_beside(u + t - Near, t > 0);
+            spread(own, x + K - 1, TYPE{});
+            spread_before(before, x);
+        } else load_plainly<8>(u, t, a.length, x + K - 1);
+        if (!even || (t == 0 && state)) load_before(u, state, t, x);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float pre = bias;
@@ -143,22 +155,38 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) conv_backward(const __g
     for (int j = 0; j < K; j++) w[j] = to_float(a.weight[channel * K + j]);
     const float bias = a.bias ? to_float(a.bias[channel]) : 0.0f;
 
+    const bool even = is_even(a.u, a.u_row, a.u_channel, a.length) && is_even(a.grad_y, a.grad_y_row, a.grad_y_channel, a.length) && is_aligned(a.grad_y_more);
     for (int i = threadIdx.x; i < a.rows * eights; i += WARPS * 32) {
         const int row = i / eights, t = i % eights * 8;
         const TYPE* u = a.u + row * a.u_row + channel * a.u_channel;
         const i64 from = row * a.grad_y_row + channel * a.grad_y_channel;
         float x[2 * K + 6], g[K + 7];  // from t - (K - 1) to t + 8 + (K - 2); from t on
-        load_own(u, t, a.length, x + K - 1);
-        load_own(a.grad_y + from, t, a.length, g);
-        load_before(u, nullptr, t, x);
-        load_after(u, t + 8, a.length, x + K + 7);
-        load_after(a.grad_y + from, t + 8, a.length, g + 8);
-        if (a.grad_y_more) {
-            float more[K + 7];
-            load_own(a.grad_y_more + from, t, a.length, more);
-            load_after(a.grad_y_more + from, t + 8, a.length, more + 8);
+        if (even) {
+            const bool goes_on = t + 8 < a.length;
+            const TYPE *own = a.grad_y + from + t, *more = a.grad_y_more + from + t;
+            const Own u0 = read_own(u + t), g0 = read_own(own), m0 = a.grad_y_more ? read_own(more) : Own{};
+            const Beside before = read_beside(u + t - Near, t > 0), u1 = read_beside(u + t + 8, goes_on), g1 = read_beside(own + 8, goes_on);
+            const Beside m1 = read_beside(more + 8, goes_on && a.grad_y_more);
+            spread(u0, x + K - 1, TYPE{});
+            spread_before(before, x);
+            spread_after(u1, x + K + 7);
+            spread(g0, g, TYPE{});
+            spread_after(g1, g + 8);
+            float further[K + 7];  // zeros, if there are none
+            spread(m0, further, TYPE{});
+            spread_after(m1, further + 8);
 #pragma unroll
-            for (int j = 0; j < K + 7; j++) g[j] += more[j];
+            for (int j = 0; j < K + 7; j++) g[j] += further[j];
+        } else {
+            load_before(u, nullptr, t, x);
+            load_plainly<K + 7>(u, t, a.length, x + K - 1);
+            load_plainly<K + 7>(a.grad_y + from, t, a.length, g);
+            if (a.grad_y_more) {
+                float further[K + 7];
+                load_plainly<K + 7>(a.grad_y_more + from, t, a.length, further);
+#pragma unroll
+                for (int j = 0; j < K + 7; j++) g[j] += further[j];
+            }
         }
 #pragma unroll
         for (int j = 0; j < K + 7; j++) {
@@ -166,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) conv_backward(const __g
 #pragma unroll
             for (int k = 0; k < K; k++) pre += w[k] * x[j + k];
             const float s = sigmoid(pre);
-            g[j] *= s * (1.0f + pre * (1.0f - s));  // beyond the end zero, as grad_y is
+            g[j] = g[j] * s * (1.0f + pre * (1.0f - s));  // beyond the end zero, as grad_y is
         }
         if (a.grad_u) {
             float grad_u[8];

@@ -45,13 +45,12 @@ DEVICE float reciprocal_fast(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
 
-// log(1 + e^x), within 1e-6 of itself: the special function unit's logarithm near one would lose small step sizes.
-// log(1 + t) = 2 artanh(t / (2 + t)); the polynomial is that of VectorMath.
+// log(1 + e^x), within 1e-6 of itself: max(x, 0) + t p(t) with t = e^-|x|. (The special function unit's logarithm near one
+// would lose small step sizes.)
 DEVICE float softplus(float x) {
     float t = exp2_fast(-LOG2_E * fabsf(x));
-    float s = t * reciprocal_fast(2.0f + t), q = s * s;
-    float p = fmaf(fmaf(fmaf(fmaf(0.134418054f, q, 0.141156397f), q, 0.200038912f), q, 0.333333195f), q, 1.0f);
-    return fmaxf(x, 0.0f) + (s + s) * p;
+    float p = fmaf(fmaf(fmaf(fmaf(fmaf(fmaf(fmaf(-0.00853920973f, t, 0.0440896355f), t, -0.107681718f), t, 0.177452417f), t, -0.244954629f), t, 0.332754798f), t, -0.499974054f), t, 0.999999806f);
+    return fmaf(t, p, fmaxf(x, 0.0f));
 }
 DEVICE float sigmoid(float x) { return reciprocal_fast(1.0f + exp2_fast(-x * LOG2_E)); }
 DEVICE float silu(float x) { return x * sigmoid(x); }

@@ -17,7 +17,7 @@ constexpr float Least = -1e30f;  // instead of minus infinity, of which the diff
 #define NOT_A_NUMBER __int_as_float(0x7fc00000)
 
 #ifndef TOGETHER
-#define TOGETHER 2
+#define TOGETHER 4
 #endif
 
 // 8 numbers at a multiple of 16 bytes.

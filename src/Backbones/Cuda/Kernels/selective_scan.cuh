@@ -7,198 +7,172 @@
 #include "common.cuh"
 
 #define PADDED (LANES * STATES)                          // n, with zeros behind
+#define WIDTH (2 * PADDED)                               // numbers of B and C in a step
 #define E (STEPS >= LANES ? STEPS / LANES : 1)
 #define CHUNK 64                                         // steps between two states kept for the backward pass
 #define WARPS (THREADS / 32)
 
 struct Strides { i64 row, channel, time; };
 
-// E numbers of memory, as they are, in registers.
-template <class T> struct Raw { u32 words[E * sizeof(T) >= 4 ? E * sizeof(T) / 4 : 1]; };
+template <class X, class Y> struct Same { static constexpr bool yes = false; };
+template <class X> struct Same<X, X> { static constexpr bool yes = true; };
 
-template <class T> DEVICE float get(const Raw<T>& raw, int i) {
-    if constexpr (sizeof(T) == 4) return __int_as_float(raw.words[i]);
-    else { T x; x.bits = (u16)(raw.words[i / 2] >> (i % 2 * 16)); return to_float(x); }
+// --- Numbers of memory along time, as they are, in words of registers ---
+template <class T, int COUNT> struct Raw { u32 words[COUNT * sizeof(T) >= 4 ? COUNT * sizeof(T) / 4 : 1]; };
+
+template <class T, int WORDS> DEVICE float get(const u32 (&words)[WORDS], int i) {
+    if constexpr (sizeof(T) == 4) return __int_as_float(words[i]);
+    else if constexpr (Same<T, bf16>::yes) return i % 2 ? high_bf16(words[i / 2]) : low_bf16(words[i / 2]);
+    else { T x; x.bits = (u16)(words[i / 2] >> (i % 2 * 16)); return to_float(x); }
 }
-template <> DEVICE float get<bf16>(const Raw<bf16>& raw, int i) { return i % 2 ? high_bf16(raw.words[i / 2]) : low_bf16(raw.words[i / 2]); }
 
 DEVICE u32 bits_of(float x) { return __float_as_int(x); }
 DEVICE u32 bits_of(bf16 x) { return x.bits; }
 DEVICE u32 bits_of(f16 x) { return x.bits; }
 
-// The steps from p on, of which `left` exist; zeros behind.
-template <class T, bool ALIGNED_16> DEVICE Raw<T> load_steps(const T* p, i64 stride, int left) {
-    Raw<T> raw;
-    constexpr int WORDS = sizeof(raw.words) / 4;
-    if (ALIGNED_16 && WORDS % 4 == 0 && left >= E) {
+// COUNT steps from p on, of which `left` exist; zeros behind.
+template <class T, int COUNT, bool ALIGNED_16, int WORDS> DEVICE void load_steps(u32 (&words)[WORDS], const T* p, i64 stride, int left) {
+    constexpr int BYTES = COUNT * sizeof(T);
+    if constexpr (ALIGNED_16 && BYTES % 16 == 0) {
+        if (left >= COUNT) {
 #pragma unroll
-        for (int i = 0; i < WORDS / 4; i++) {
-            Words w = ((const Words*)p)[i];
-            raw.words[4 * i] = w.x; raw.words[4 * i + 1] = w.y; raw.words[4 * i + 2] = w.z; raw.words[4 * i + 3] = w.w;
+            for (int i = 0; i < BYTES / 16; i++) {
+                Words w = ((const Words*)p)[i];
+                words[4 * i] = w.x; words[4 * i + 1] = w.y; words[4 * i + 2] = w.z; words[4 * i + 3] = w.w;
+            }
+            return;
         }
-        return raw;
+    } else if constexpr (ALIGNED_16 && BYTES == 8) {
+        if (left >= COUNT) {
+            Pair<u32> w = *(const Pair<u32>*)p;
+            words[0] = w.x; words[1] = w.y;
+            return;
+        }
     }
 #pragma unroll
-    for (int i = 0; i < WORDS; i++) raw.words[i] = 0;
+    for (int i = 0; i < WORDS; i++) words[i] = 0;
 #pragma unroll
-    for (int i = 0; i < E; i++)
+    for (int i = 0; i < COUNT; i++)
         if (i < left) {
-            if constexpr (sizeof(T) == 4) raw.words[i] = bits_of(p[i * stride]);
-            else raw.words[i / 2] |= bits_of(p[i * stride]) << (i % 2 * 16);
+            if constexpr (sizeof(T) == 4) words[i] = bits_of(p[i * stride]);
+            else words[i / 2] |= bits_of(p[i * stride]) << (i % 2 * 16);
         }
-    return raw;
 }
 
 template <class T, bool ALIGNED_16> DEVICE void store_steps(T* p, i64 stride, int left, const float (&x)[E]) {
-    Raw<T> raw;
-    constexpr int WORDS = sizeof(raw.words) / 4;
-    if (ALIGNED_16 && WORDS % 4 == 0 && left >= E) {
+    constexpr int BYTES = E * sizeof(T);
+    if constexpr (ALIGNED_16 && BYTES % 8 == 0) {
+        if (left >= E) {
+            u32 words[BYTES / 4];
 #pragma unroll
-        for (int i = 0; i < WORDS; i++) {
-            if constexpr (sizeof(T) == 4) raw.words[i] = bits_of(from_float<T>(x[i]));
-            else raw.words[i] = bits_of(from_float<T>(x[2 * i])) | bits_of(from_float<T>(x[2 * i + 1])) << 16;
+            for (int i = 0; i < BYTES / 4; i++) {
+                if constexpr (sizeof(T) == 4) words[i] = bits_of(from_float<T>(x[i]));
+                else words[i] = bits_of(from_float<T>(x[2 * i])) | bits_of(from_float<T>(x[2 * i + 1])) << 16;
+            }
+            if constexpr (BYTES == 8) *(Pair<u32>*)p = Pair<u32>{words[0], words[1]};
+            else {
+#pragma unroll
+                for (int i = 0; i < BYTES / 16; i++) ((Words*)p)[i] = Words{words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
+            }
+            return;
         }
-#pragma unroll
-        for (int i = 0; i < WORDS / 4; i++)
-            ((Words*)p)[i] = Words{raw.words[4 * i], raw.words[4 * i + 1], raw.words[4 * i + 2], raw.words[4 * i + 3]};
-        return;
     }
 #pragma unroll
     for (int i = 0; i < E; i++)
         if (i < left) p[i * stride] = from_float<T>(x[i]);
 }
 
-DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// --- B and C of a tile: in registers of all threads of the block, eight steps of one state each, and from there in shared
+// memory as [step][lane][S of B, S of C] ---
+#define OCTETS (WIDTH * (STEPS / 8))
+#define HELD_OCTETS ((OCTETS + THREADS - 1) / THREADS)
+struct Octet { u32 words[8]; };
 
-// COUNT numbers of every thread, summed over WIDTH threads that lie STRIDE apart, in an order that is always the same.
-// Afterwards thread w of them holds the sums from first_sum(w) on, sums_held of them, in x[0], x[1], ...
-// A step hands half of the sums over and keeps the other half, so that it costs COUNT shuffles in all.
-template <int COUNT, int WIDTH> DEVICE constexpr int sums_held() { return COUNT > WIDTH ? COUNT / WIDTH : 1; }
-template <int COUNT, int WIDTH> DEVICE int first_sum(int w) {
-    if constexpr (COUNT >= WIDTH) return w * (COUNT / WIDTH);
-    else return w / (WIDTH / COUNT);
-}
-
-template <int COUNT, int WIDTH, int STRIDE> DEVICE void sum_lanes(float (&x)[COUNT], int w) {
-    if constexpr (WIDTH > 1) {
-        int count = COUNT;
+template <class TB, class TC, bool ALIGNED_16>
+DEVICE void load_tile_inputs(Octet (&to)[HELD_OCTETS], const TB* B, const Strides& b, const TC* C, const Strides& c, int left, bool with_C = true) {
 #pragma unroll
-        for (int distance = WIDTH / 2; distance > 0; distance /= 2) {
-            if (count > 1) {
-                count /= 2;
-                const bool upper = w & distance;
-#pragma unroll
-                for (int i = 0; i < COUNT / 2; i++)
-                    if (i < count) {
-                        float give = upper ? x[i] : x[i + count];
-                        float keep = upper ? x[i + count] : x[i];
-                        x[i] = keep + __shfl_xor_sync(0xffffffffu, give, distance * STRIDE);
-                    }
-            } else {
-                x[0] += __shfl_xor_sync(0xffffffffu, x[0], distance * STRIDE);
-            }
+    for (int j = 0; j < HELD_OCTETS; j++) {
+        const int i = threadIdx.x + j * THREADS, n = i % PADDED, oct = i / WIDTH;
+        const bool second = i / PADDED % 2;
+        if (OCTETS % THREADS != 0 && i >= OCTETS) break;
+        const int mine = (PADDED > N && n >= N) || (second && !with_C) ? 0 : left - oct * 8;
+        if constexpr (Same<TB, TC>::yes) {
+            const i64 time = ALIGNED_16 ? 1 : second ? c.time : b.time;
+            load_steps<TB, 8, ALIGNED_16>(to[j].words, (second ? C : B) + n * (second ? c.channel : b.channel) + oct * 8 * time, time, mine);
+        } else {
+            if (second) load_steps<TC, 8, ALIGNED_16>(to[j].words, C + n * c.channel + oct * 8 * c.time, c.time, mine);
+            else load_steps<TB, 8, ALIGNED_16>(to[j].words, B + n * b.channel + oct * 8 * b.time, b.time, mine);
         }
     }
 }
 
-// Step sizes and what enters, for the steps of a channel: blocks of 8 steps, 16 floats {step, step u} and 4 of padding, so
-// that neither the owners' writes nor the reads of all channels of a warp meet in a bank. Sums take a block's place when
-// its steps are done.
-#define BLOCK_PITCH 20
-#define CHANNEL_PITCH (STEPS / 8 * BLOCK_PITCH + 4)
-DEVICE int step_at(int t) { return t / 8 * BLOCK_PITCH + t % 8 * 2; }
-DEVICE void write_steps(float* channel, int t, const float (&pairs)[2 * E]) {
-    float* to = channel + step_at(t);                    // E divides 8: the steps of a lane are in one block
-    if constexpr (E == 1) *(Pair<float>*)to = Pair<float>{pairs[0], pairs[1]};
+// With state s of a lane in the place of s ^ order.
+template <class TB, class TC> DEVICE void store_tile_inputs(float* to, const Octet (&from)[HELD_OCTETS], int order = 0) {
+#pragma unroll
+    for (int j = 0; j < HELD_OCTETS; j++) {
+        const int i = threadIdx.x + j * THREADS, n = i % PADDED, second = i / PADDED % 2, oct = i / WIDTH;
+        if (OCTETS % THREADS != 0 && i >= OCTETS) break;
+        float* at = to + oct * 8 * WIDTH + n / STATES * 2 * STATES + second * STATES + ((n % STATES) ^ order);
+        if (second || Same<TB, TC>::yes) {
+#pragma unroll
+            for (int k = 0; k < 8; k++) at[k * WIDTH] = get<TC>(from[j].words, k);
+        } else {
+#pragma unroll
+            for (int k = 0; k < 8; k++) at[k * WIDTH] = get<TB>(from[j].words, k);
+        }
+    }
+}
+
+// --- Shared memory, by the widest access: COUNT floats at a multiple of their size or of 16 bytes ---
+template <int COUNT> DEVICE void read_vector(const float* p, float (&x)[COUNT]) {
+    if constexpr (COUNT == 1) x[0] = *p;
+    else if constexpr (COUNT == 2) { Pair<float> v = *(const Pair<float>*)p; x[0] = v.x; x[1] = v.y; }
     else {
 #pragma unroll
-        for (int i = 0; i < E / 2; i++) ((Quad<float>*)to)[i] = Quad<float>{pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]};
-    }
-}
-
-// COUNT steps of a channel from t on, both even.
-template <int COUNT> DEVICE void read_steps(const float* channel, int t, float (&dt)[COUNT], float (&du)[COUNT]) {
-    const Quad<float>* p = (const Quad<float>*)(channel + step_at(t));
-#pragma unroll
-    for (int i = 0; i < COUNT / 2; i++) {
-        Quad<float> v = p[i];
-        dt[2 * i] = v.x; du[2 * i] = v.y; dt[2 * i + 1] = v.z; du[2 * i + 1] = v.w;
-    }
-}
-
-// B and C of a tile as [step][lane][S of B, S of C].
-template <class T, bool ALIGNED_16> DEVICE void load_inputs(float* to, const T* from, i64 state_stride, i64 time_stride, int n, int oct, int left, int second) {
-    float* at = to + oct * 8 * 2 * PADDED + n / STATES * 2 * STATES + second * STATES + n % STATES;
-    if (n < N && ALIGNED_16 && left >= 8) {
-        const Words* p = (const Words*)(from + n * state_stride + oct * 8);
-        if constexpr (sizeof(T) == 4) {
-            Words a = p[0], b = p[1];
-            const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-            for (int i = 0; i < 8; i++) at[i * 2 * PADDED] = __int_as_float(words[i]);
-        } else {
-            Words a = p[0];
-            const u32 words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-            for (int i = 0; i < 8; i++) { T x; x.bits = (u16)(words[i / 2] >> (i % 2 * 16)); at[i * 2 * PADDED] = to_float(x); }
-        }
-        return;
-    }
-    const T* p = from + n * state_stride + oct * 8 * time_stride;
-#pragma unroll
-    for (int i = 0; i < 8; i++) at[i * 2 * PADDED] = n < N && i < left ? to_float(p[i * time_stride]) : 0.0f;
-}
-
-// The whole tile, by all threads of the block. `left`: steps that exist from its first one on.
-template <class TB, class TC, bool ALIGNED_16>
-DEVICE void load_tile_inputs(float* to, const TB* B, const Strides& b, const TC* C, const Strides& c, int left) {
-    for (int i = threadIdx.x; i < 2 * PADDED * (STEPS / 8); i += THREADS) {
-        const int n = i % PADDED, second = i / PADDED % 2, oct = i / (2 * PADDED);
-        if (second) load_inputs<TC, ALIGNED_16>(to, C, c.channel, c.time, n, oct, left - oct * 8, 1);
-        else load_inputs<TB, ALIGNED_16>(to, B, b.channel, b.time, n, oct, left - oct * 8, 0);
-    }
-}
-
-// B and C of one step and lane.
-DEVICE void read_inputs(const float* tile, int t, int q, float (&B)[STATES], float (&C)[STATES]) {
-    const float* p = tile + (t * LANES + q) * 2 * STATES;
-    float x[2 * STATES];
-    if constexpr (STATES == 1) {
-        Pair<float> v = *(const Pair<float>*)p;
-        x[0] = v.x; x[1] = v.y;
-    } else {
-#pragma unroll
-        for (int i = 0; i < STATES / 2; i++) {
+        for (int i = 0; i < COUNT / 4; i++) {
             Quad<float> v = ((const Quad<float>*)p)[i];
             x[4 * i] = v.x; x[4 * i + 1] = v.y; x[4 * i + 2] = v.z; x[4 * i + 3] = v.w;
         }
     }
+}
+template <int COUNT> DEVICE void write_vector(float* p, const float (&x)[COUNT]) {
+    if constexpr (COUNT == 1) *p = x[0];
+    else if constexpr (COUNT == 2) *(Pair<float>*)p = Pair<float>{x[0], x[1]};
+    else {
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; i++) ((Quad<float>*)p)[i] = Quad<float>{x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]};
+    }
+}
+
+// {step, what enters of u} of COUNT steps.
+template <int COUNT> DEVICE void read_steps(const float* p, float (&dt)[COUNT], float (&du)[COUNT]) {
+    float pairs[2 * COUNT];
+    read_vector<2 * COUNT>(p, pairs);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) { dt[i] = pairs[2 * i]; du[i] = pairs[2 * i + 1]; }
+}
+
+// B, or B and C, of step t; p is where the lane's are in step 0.
+DEVICE void read_B(const float* p, int t, float (&B)[STATES]) { read_vector<STATES>(p + t * WIDTH, B); }
+DEVICE void read_inputs(const float* p, int t, float (&B)[STATES], float (&C)[STATES]) {
+    float x[2 * STATES];
+    read_vector<2 * STATES>(p + t * WIDTH, x);
 #pragma unroll
     for (int s = 0; s < STATES; s++) { B[s] = x[s]; C[s] = x[STATES + s]; }
 }
 
-DEVICE void read_B(const float* tile, int t, int q, float (&B)[STATES]) {
-    const float* p = tile + (t * LANES + q) * 2 * STATES;
-    if constexpr (STATES == 1) B[0] = p[0];
-    else if constexpr (STATES == 2) {
-        Pair<float> v = *(const Pair<float>*)p;
-        B[0] = v.x; B[1] = v.y;
-    } else {
+// S states of a lane in memory [.., n]; those behind n are zero. State s ^ order is number s.
+DEVICE void load_states(const float* p, int q, int order, float (&x)[STATES]) {
 #pragma unroll
-        for (int i = 0; i < STATES / 4; i++) {
-            Quad<float> v = ((const Quad<float>*)p)[i];
-            B[4 * i] = v.x; B[4 * i + 1] = v.y; B[4 * i + 2] = v.z; B[4 * i + 3] = v.w;
-        }
+    for (int s = 0; s < STATES; s++) {
+        const int n = q * STATES + (s ^ order);
+        x[s] = n < N ? p[n] : 0.0f;
     }
 }
-
-// S states of a lane in memory [.., n]; those behind n are zero.
-DEVICE void load_states(const float* p, int q, float (&x)[STATES]) {
+DEVICE void store_states(float* p, int q, int order, const float (&x)[STATES]) {
 #pragma unroll
-    for (int s = 0; s < STATES; s++) x[s] = q * STATES + s < N ? p[q * STATES + s] : 0.0f;
-}
-DEVICE void store_states(float* p, int q, const float (&x)[STATES]) {
-#pragma unroll
-    for (int s = 0; s < STATES; s++)
-        if (q * STATES + s < N) p[q * STATES + s] = x[s];
+    for (int s = 0; s < STATES; s++) {
+        const int n = q * STATES + (s ^ order);
+        if (n < N) p[n] = x[s];
+    }
 }
