@@ -430,9 +430,10 @@ public class CudaDecoderTests(ITestOutputHelper output)
     // Logits that make the row's number its first token.
     private static Tensor First(LanguageModel model, int row)
     {
+        using var scope = NewDisposeScope(); // the 5 is a tensor, too
         var logits = zeros(1, model.VocabularySize);
         logits[0, row + 1] = 5;
-        return logits;
+        return logits.MoveToOuterDisposeScope();
     }
 
     private static (List<List<int>> Ids, List<FinishReason> Reasons) Answers(LanguageModel model, ScalarType type, int rows, GenerationOptions options, int end, int first = 0)
