@@ -16,9 +16,9 @@ using Microsoft.ML;
 using TorchSharp;
 
 CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
-var shipped = Path.Combine(AppContext.BaseDirectory, "models", "scenes-pythia");
+var shipped = Path.Combine(AppContext.BaseDirectory, "models", "scenes-mamba");
 var pictures = new Argument<string[]>("pictures") { Description = "Image files, or folders of them. Default: eight scenes of this repository.", DefaultValueFactory = _ => [Path.Combine(AppContext.BaseDirectory, "pictures")] };
-var model = new Option<string?>("--model") { Description = "A folder with a model, or owner/name on the hub. Default: models/scenes-pythia." };
+var model = new Option<string?>("--model") { Description = "A folder with a model, or owner/name on the hub. Default: models/scenes-mamba." };
 var tokenizer = new Option<string?>("--tokenizer") { Description = "A tokenizer.json, where the model's folder has none." };
 var question = new Option<string?>("--question") { Description = $"What to ask about each picture. Default: what rows.jsonl beside the picture asks, else '{Asked.DefaultQuestion}'." };
 var phrase = new Option<string?>("--phrase") { Description = $"What to look for. Default: as above, else '{Asked.DefaultPhrase}'." };
@@ -56,7 +56,7 @@ static int Run(string? name, LoadOptions options, Func<VisionLanguageModel, int>
         using var model = name is null ? DemoModel.Create() : VisionLanguageModel.FromPretrained(name, options, cancellation);
         Console.WriteLine($"{name ?? "a made-up model"}: {model.Config.Vision.GetType().Name} and {model.Config.Language.GetType().Name}, " +
             $"{model.NamedParameters().Sum(p => p.Parameter.numel()):N0} weights, loaded in {watch.ElapsedMilliseconds} ms");
-        if (name is null) Console.WriteLine("There is no models/scenes-pythia, so the weights are random and the answers are noise. Name a trained model with --model.");
+        if (name is null) Console.WriteLine("There is no models/scenes-mamba, so the weights are random and the answers are noise. Name a trained model with --model.");
         return work(model);
     }
     catch (OperationCanceledException)
