@@ -25,14 +25,14 @@ for project in "$@"; do
     -p:CreateHardLinksForCopyLocalIfPossible=false -p:InvariantGlobalization=true --verbosity quiet --nologo
 done
 
-# What an application brings that names its native package itself.
-find "$work/app" \( -name 'libtorch*.so*' -o -name 'libc10*.so*' -o -name 'libgomp*.so*' -o -name '*.pdb' -o -name '*.xml' -o -name '*.dbg' -o -name 'libmscord*' -o -name 'libcoreclrtrace*' -o -name createdump \) -delete
+# What an application brings that names its native package itself; and the compiler, with which tests read the documentation's code.
+find "$work/app" \( -name 'Microsoft.CodeAnalysis*' -o -name 'libtorch*.so*' -o -name 'libc10*.so*' -o -name 'libgomp*.so*' -o -name '*.pdb' -o -name '*.xml' -o -name '*.dbg' -o -name 'libmscord*' -o -name 'libcoreclrtrace*' -o -name createdump \) -delete
 # The larger reference answers go along where they are: the tests look for them through MAMBAVL_FIXTURES.
 rm -rf "$work/fixtures"
 if [ -n "$fixtures" ] && [ -d "$fixtures" ]; then cp -r "$fixtures" "$work/fixtures"; else mkdir -p "$work/fixtures"; fi
 
 # Under another name, then renamed: never half a bundle.
-tar -C "$work" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - app fixtures | xz -T2 -6 > .gpu/bundle.tar.xz.part
+tar -C "$work" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - app fixtures | xz -9 > .gpu/bundle.tar.xz.part
 mv .gpu/bundle.tar.xz.part .gpu/bundle.tar.xz
 printf '.gpu/bundle.tar.xz: %s MB; the programs take %s MB, the fixtures %s MB\n' "$(($(stat -c %s .gpu/bundle.tar.xz) / 1000000))" \
   "$(($(du -sb "$work/app" | cut -f1) / 1000000))" "$(($(du -sb "$work/fixtures" | cut -f1) / 1000000))"
