@@ -13,9 +13,7 @@ internal static class TrainingProcess
         if (args is not [var folder]) return 2;
         using var squares = new Squares(12, others: true);
         using var model = Squares.Model(TinyVisionLanguage.Mamba);
-        // Slowly: whoever is to kill it may have to wait for a processor.
-        var options = Options(model, folder) with { ReportSteps = 1, OnProgress = _ => Thread.Sleep(200) };
-        new MLContext(1).VisionLanguage().Trainers.InstructionTune(options).Fit(squares.Data(new MLContext(1))).Dispose();
+        new MLContext(1).VisionLanguage().Trainers.InstructionTune(Options(model, folder) with { Epochs = 3 }).Fit(squares.Data(new MLContext(1))).Dispose();
         return 0;
     }
 
