@@ -28,17 +28,14 @@ internal sealed class SquareRow
 /// disposed of.</summary>
 internal sealed class Squares : IDisposable
 {
-    // Work as small as this only waits for other threads.
-    static Squares()
-    {
-        MambaVL.Runtime.EnsureLoaded();
-        TorchSharp.torch.set_num_threads(1);
-    }
-
     public static readonly (string Name, byte R, byte G, byte B)[] Colours = [("Red", 230, 30, 30), ("Green", 30, 220, 40), ("Blue", 40, 40, 230)];
 
     public Squares(int count = 12, bool others = false)
     {
+        // Work as small as this only waits for other threads. OpenMP keeps their number for each thread by itself: said once for the
+        // process, it would not reach a test's thread that had computed something before, and the bits depend on it.
+        MambaVL.Runtime.EnsureLoaded();
+        TorchSharp.torch.set_num_threads(1);
         Directory.CreateDirectory(Folder);
         for (var i = 0; i < count; i++)
         {
