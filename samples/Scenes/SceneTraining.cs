@@ -78,6 +78,8 @@ internal static class SceneTraining
     /// <param name="cancellation">Ends training; the model as it stands is written.</param>
     public static void Run(SceneTrainingOptions options, Action<string> log, CancellationToken cancellation = default)
     {
+        if (options is { From: not null, Encoder: not null })
+            throw new ArgumentException("--from and --encoder are both given. --from goes on with the whole of a model, its encoder included; --encoder is for a new one. Leave one out.");
         var ml = new MLContext(seed: (int)options.Seed);
         var train = First(ml, ml.Data.LoadFromVisionLanguageFile(Path.Combine(options.Data, Splits.Train + ".jsonl")), options.Scenes);
         var validation = First(ml, ml.Data.LoadFromVisionLanguageFile(Path.Combine(options.Data, Splits.Validation + ".jsonl")), options.ValidationScenes);

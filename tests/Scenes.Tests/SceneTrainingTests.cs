@@ -72,6 +72,8 @@ public sealed class SceneTrainingTests : IDisposable
 
         var narrow = () => SceneTraining.Run(options with { Sizes = Small with { Width = 64 } }, _ => { });
         narrow.Should().Throw<ArgumentException>().WithMessage("--encoder: '*first' has vision_*; expected [*64*");
+        var both = () => SceneTraining.Run(options with { From = first }, _ => { });
+        both.Should().Throw<ArgumentException>().WithMessage("--from and --encoder are both given*");
     }
 
     [Theory]
