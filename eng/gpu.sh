@@ -85,7 +85,7 @@ sanitize() {
     [ "$tool" = initcheck ] && filter=()
     echo "== $tool"
     timeout "${LIMIT:-130}" compute-sanitizer --tool "$tool" --target-processes all --require-cuda-init no --error-exitcode 9 --print-limit 20 \
-      "${filter[@]}" ${SANITIZER_OPTIONS:-} "$app/MambaVL.Tests.Runner" --sequential --not Refused --not MoreShared "${chosen[@]}" || status=$?
+      "${filter[@]}" ${SANITIZER_OPTIONS:-} "$app/MambaVL.Tests.Runner" --verbose --sequential --not Refused --not MoreShared "${chosen[@]}" || status=$?
     echo "== $tool: exit code $status"
   done
   return $status

@@ -111,9 +111,14 @@ internal static class CudaScan
         var plan = BackwardPlan.For(states, gpu.SharedBytes);
         var piece = PieceSteps(length, plan.Pieces(batch, channels, length, gpu.Multiprocessors));
         var pieces = Math.Max(1, (length + piece - 1) / piece);
-        Tensor PerRow(params long[] shape) => empty([pieces * batch, .. shape], ScalarType.Float32, x.u.device);
+        var rows = pieces * batch;
+        Tensor PerRow(params long[] shape) => empty([rows, .. shape], ScalarType.Float32, x.u.device);
         using var scope = NewDisposeScope();
         var (A, D, bias) = (PerRow(channels, states), x.D is null ? null : PerRow(channels), x.deltaBias is null ? null : PerRow(channels));
+        // The gradients themselves: sums over rows and pieces, or the only row.
+        Tensor? OverRows(Tensor? t) => t is null ? null
+            : rows == 1 ? t.squeeze(0) : rows == 0 ? zeros(t.shape[1..], ScalarType.Float32, x.u.device) : empty(t.shape[1..], ScalarType.Float32, x.u.device);
+        var (sumA, sumD, sumBias) = (OverRows(A), OverRows(D), OverRows(bias));
         if (batch * channels == 0)
         {
             B.zero_();
@@ -156,24 +161,26 @@ internal static class CudaScan
                 void Launch(int pass, long pieces) =>
                     Kernel(gpu, plan with { Pass = pass }, variant).Run(stream, new Launch((Blocks(now * batch), (int)pieces, 1), (plan.Threads, 1), plan.SharedBytes, Overlap: pass == 2), arguments);
             }
-            if (length > 0)
+            const int threads = 512;                     // the widest step's
+            var split = Math.Min(8, threads / plan.Width);
+            var steps = threads / plan.Width / split;
+            var blocks = batch * ((length + steps - 1) / steps) + (rows > 1 ? (channels * (states + 2) + threads - 1) / threads : 0);
+            if (blocks > 0)
             {
-                const int threads = 512;                 // the widest step's
-                var split = Math.Min(8, threads / plan.Width);
-                var steps = threads / plan.Width / split;
                 gpu.Kernel("selective_scan_sum.cu", "selective_scan_sum",
                 [
                     $"B_TYPE={CudaTensor.TypeName(x.B.dtype)}", $"C_TYPE={CudaTensor.TypeName(x.C.dtype)}",
                     $"N={states}", $"LANES={plan.Lanes}", $"STATES={plan.States}", $"THREADS={threads}", $"SPLIT={split}",
-                ]).Run(stream, new Launch(Blocks(batch * ((length + steps - 1) / steps)), threads, overlap: true), new SumArguments
+                ]).Run(stream, new Launch(Blocks(blocks), threads, overlap: true), new SumArguments
                 {
                     Workspace = Pointer(workspace), GradB = Pointer(B), GradC = Pointer(C), ByB = new View(B).Strides, ByC = new View(C).Strides,
                     Batch = (int)batch, Length = (int)length, Parts = (int)perLaunch,
+                    RowsA = Pointer(A), RowsD = Pointer(D), RowsBias = Pointer(bias), GradA = Pointer(sumA), GradD = Pointer(sumD), GradBias = Pointer(sumBias),
+                    Rows = (int)rows, Channels = (int)channels,
                 });
             }
         }
-        Tensor? OverRows(Tensor? t) => t is null ? null : (t.shape[0] == 1 ? t.squeeze(0) : t.sum([0L])).MoveToOuterDisposeScope();
-        return [u, delta, OverRows(A), B, C, OverRows(D), z, OverRows(bias), initialState];
+        return [u, delta, sumA?.MoveToOuterDisposeScope(), B, C, sumD?.MoveToOuterDisposeScope(), z, sumBias?.MoveToOuterDisposeScope(), initialState];
     }
 
     /// <summary>How the forward kernel is spread: the macros of selective_scan.cu.</summary>
@@ -429,5 +436,7 @@ internal static class CudaScan
         public nint Workspace, GradB, GradC;
         public Strides ByB, ByC;
         public int Batch, Length, Parts;
+        public nint RowsA, RowsD, RowsBias, GradA, GradD, GradBias;
+        public int Rows, Channels;
     }
 }

@@ -1,5 +1,6 @@
-// The gradients of B and C from the workspace of selective_scan_backward: sums over the parts, always in the same order. A block
-// takes STEPS steps of a row. SPLIT threads share the parts of a sum, so that few steps keep the memory busy, too.
+// The sums that selective_scan_backward leaves to be made, always in the same order. The gradients of B and C, from its workspace,
+// over the parts: a block takes STEPS steps of a row, and SPLIT threads share the parts of a sum, so that few steps keep the memory
+// busy, too. The blocks after those add the gradients of A, D and the bias over rows and pieces, a thread for each number.
 //
 // check: -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=4 -DSTATES=4 -DTHREADS=512 -DSPLIT=8
 // check: -DB_TYPE=float -DC_TYPE=f16 -DN=3 -DLANES=1 -DSTATES=4 -DTHREADS=512 -DSPLIT=8
@@ -15,14 +16,39 @@ struct Arguments {
     B_TYPE* grad_B; C_TYPE* grad_C;
     Strides by_B, by_C;
     int batch, length, parts;
+    const float *rows_A, *rows_D, *rows_bias;            // (rows, d, n), (rows, d), (rows, d); D and the bias may be absent
+    float *grad_A, *grad_D, *grad_bias;
+    int rows, channels;
 };
+
+// Number i of A's, then of D's, then of the bias's gradient.
+__device__ void sum_over_rows(const Arguments& a, i64 i) {
+    const i64 of_A = (i64)a.channels * N;
+    const float* from = a.rows_A;
+    float* to = a.grad_A;
+    i64 pitch = of_A;
+    if (i >= of_A) {
+        i -= of_A;
+        const bool of_bias = i >= a.channels;
+        if (of_bias) i -= a.channels;
+        from = of_bias ? a.rows_bias : a.rows_D;
+        to = of_bias ? a.grad_bias : a.grad_D;
+        pitch = a.channels;
+    }
+    if (i >= pitch || !from) return;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (int row = 0; row < a.rows; row++) sum += from[row * pitch + i];
+    to[i] = sum;
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_sum(const __grid_constant__ Arguments a) {
     __shared__ float sums[SPLIT][STEPS * WIDTH];
     const int blocks = (a.length + STEPS - 1) / STEPS;
-    const int row = blockIdx.x / blocks, first = blockIdx.x % blocks * STEPS;
+    const int row = blocks ? blockIdx.x / blocks : a.batch, first = blocks ? blockIdx.x % blocks * STEPS : 0;
     const int share = threadIdx.x / (STEPS * WIDTH), i = threadIdx.x % (STEPS * WIDTH), t = first + i / WIDTH;
     wait_for_previous_kernel();
+    if (row >= a.batch) return sum_over_rows(a, (i64)(blockIdx.x - a.batch * blocks) * THREADS + threadIdx.x);
 
     float sum = 0.0f;
     if (t < a.length) {
