@@ -115,14 +115,12 @@ internal static class CudaScan
         Tensor PerRow(params long[] shape) => empty([rows, .. shape], ScalarType.Float32, x.u.device);
         using var scope = NewDisposeScope();
         var (A, D, bias) = (PerRow(channels, states), x.D is null ? null : PerRow(channels), x.deltaBias is null ? null : PerRow(channels));
-        // The gradients themselves: sums over rows and pieces, or the only row.
-        Tensor? OverRows(Tensor? t) => t is null ? null
-            : rows == 1 ? t.squeeze(0) : rows == 0 ? zeros(t.shape[1..], ScalarType.Float32, x.u.device) : empty(t.shape[1..], ScalarType.Float32, x.u.device);
+        // The gradients themselves: what selective_scan_sum adds up, or the only row.
+        Tensor? OverRows(Tensor? t) => t is null ? null : rows == 1 ? t.squeeze(0) : empty(t.shape[1..], ScalarType.Float32, x.u.device);
         var (sumA, sumD, sumBias) = (OverRows(A), OverRows(D), OverRows(bias));
         if (batch * channels == 0)
         {
-            B.zero_();
-            C.zero_();
+            foreach (var t in new[] { B, C, sumA, sumD, sumBias }) t?.zero_();
         }
         else
         {

@@ -296,6 +296,22 @@ public class CudaScanTests(ITestOutputHelper log)
         ScanTesting.SameBits(last.cpu(), x.initialState!.cpu(), "lastState");
     }
 
+    [SkippableTheory]
+    [InlineData(0, 7), InlineData(2, 0), InlineData(1, 0)]
+    public void NoRowsOrNoStepsGiveGradientsOfZero(int b, int l)
+    {
+        CudaTesting.Gpu();
+        using var scope = NewDisposeScope();
+        var x = OnGpu(ScanTesting.Arguments(2, 5, 7, 16)).With(t => t.dim() != 3 ? t : t.narrow(0, 0, b) is var rows && t.shape[2] == 7 ? rows.narrow(2, 0, l) : rows);
+        var (_, last, checkpoints) = CudaScan.Forward(x, true);
+        // What the allocator gives next is not zero by chance.
+        foreach (var poison in Enumerable.Range(0, 32).Select(_ => full(128, double.NaN, device: CUDA)).ToArray()) poison.Dispose();
+        var gradients = CudaScan.Backward(x, checkpoints!, null, ones_like(last));
+        foreach (var (gradient, name) in gradients.Zip(ScanTesting.Names).Where(g => g.Second is "A" or "D" or "deltaBias"))
+            gradient!.cpu().data<float>().Should().AllSatisfy(g => g.Should().Be(0), name);
+        ScanTesting.SameBits(gradients[8]!.cpu(), ones_like(last).cpu(), "initialState");
+    }
+
     private static double Tolerance(ScalarType type) => type switch { ScalarType.BFloat16 => 1e-2, ScalarType.Float16 => 2e-3, _ => 1e-5 };
 
     private static ScanArguments OnGpu(ScanArguments x) => x.With(t => t.cuda());

@@ -44,12 +44,12 @@ __device__ void sum_over_rows(const Arguments& a, i64 i) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_sum(const __grid_constant__ Arguments a) {
     __shared__ float sums[SPLIT][STEPS * WIDTH];
-    const int blocks = (a.length + STEPS - 1) / STEPS;
-    const int row = blocks ? blockIdx.x / blocks : a.batch, first = blocks ? blockIdx.x % blocks * STEPS : 0;
-    const int share = threadIdx.x / (STEPS * WIDTH), i = threadIdx.x % (STEPS * WIDTH), t = first + i / WIDTH;
+    const int blocks = (a.length + STEPS - 1) / STEPS, after = (int)blockIdx.x - a.batch * blocks;
     wait_for_previous_kernel();
-    if (row >= a.batch) return sum_over_rows(a, (i64)(blockIdx.x - a.batch * blocks) * THREADS + threadIdx.x);
+    if (after >= 0) return sum_over_rows(a, (i64)after * THREADS + threadIdx.x);
 
+    const int row = blockIdx.x / blocks, first = blockIdx.x % blocks * STEPS;
+    const int share = threadIdx.x / (STEPS * WIDTH), i = threadIdx.x % (STEPS * WIDTH), t = first + i / WIDTH;
     float sum = 0.0f;
     if (t < a.length) {
         const float* from = a.workspace + ((i64)row * a.length + first) * WIDTH + i;
