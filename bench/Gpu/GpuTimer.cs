@@ -12,8 +12,8 @@ internal sealed unsafe class GpuTimer : IDisposable
 
     private readonly CudaGpu _gpu;
     private readonly nint[] _events = new nint[2 * Batch];
-    private readonly Tensor _busy;
-    private double _busyMilliseconds;
+    private readonly CudaKernel _sleep;
+    private readonly double _ticksPerMillisecond;
 
     public GpuTimer(CudaGpu gpu)
     {
@@ -21,13 +21,17 @@ internal sealed unsafe class GpuTimer : IDisposable
         using var scope = gpu.Enter();
         for (var i = 0; i < _events.Length; i++)
             fixed (nint* p = &_events[i]) Check(gpu.Api.cuEventCreate(p, 0), "cuEventCreate");
-        _busy = randn([8192, 8192], ScalarType.BFloat16, CUDA).DetachFromDisposeScope();
-        for (var i = 0; i < WarmUps; i++) Busy();
-        _busyMilliseconds = Wall(3, _ => Busy()).Median;
+        const int clockRate = 13;                        // CU_DEVICE_ATTRIBUTE_CLOCK_RATE, ticks a millisecond
+        int ordinal = 0, ticks = 0;
+        Check(gpu.Api.cuDeviceGet(&ordinal, gpu.Index), "cuDeviceGet");
+        Check(gpu.Api.cuDeviceGetAttribute(&ticks, clockRate, ordinal), "cuDeviceGetAttribute");
+        _ticksPerMillisecond = ticks;
+        _sleep = gpu.Kernel("probe.cu", "sleep", "TYPE=float");
     }
 
-    /// <summary>What the GPU itself takes. The events of a batch are put behind other work, so that the host, which needs some
-    /// 10 us for a launch, is ahead of the GPU when they pass.</summary>
+    /// <summary>What the GPU itself takes. The events of a batch are put behind a kernel that sleeps, so that the host, which needs
+    /// some 10 us for a launch, is ahead of the GPU when they pass. PyTorch's side waits behind one too (common.py): work in its
+    /// place, such as matrix products, would take the GPU to its limit of power, and what is timed would run at a lower clock.</summary>
     /// <param name="repeats">Timed runs.</param>
     /// <param name="run">Puts the i-th run into the stream.</param>
     public Timing Kernels(int repeats, Action<int> run)
@@ -43,7 +47,7 @@ internal sealed unsafe class GpuTimer : IDisposable
         var times = new List<double>();
         for (var done = 0; done < repeats; done += Batch)
         {
-            for (var filled = 0.0; filled < 2 * host + 1; filled += _busyMilliseconds) Busy();
+            _sleep.Run(stream, new Launch(1, 1), new SleepArguments((long)((2 * host + 1) * _ticksPerMillisecond)));
             for (var i = 0; i < Batch; i++)
             {
                 Record(2 * i);
@@ -82,14 +86,14 @@ internal sealed unsafe class GpuTimer : IDisposable
     /// <summary>Waits until the GPU has done everything.</summary>
     public void Wait() => cuda.synchronize();
 
-    private void Busy() => matmul(_busy, _busy).Dispose();
-
     public void Dispose()
     {
-        _busy.Dispose();
         using var scope = _gpu.Enter();
         foreach (var e in _events) _gpu.Api.cuEventDestroy_v2(e);
     }
+
+    /// <summary>struct SleepArguments of probe.cu.</summary>
+    private readonly record struct SleepArguments(long Ticks);
 
     private void Check(int status, string call)
     {
