@@ -83,7 +83,7 @@ internal static class CudaScan
         return (output, lastState, checkpoints);
 
         void Launch(int pass, int pieces) =>
-            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1), Overlap: pass == 2), arguments);
+            Kernel(gpu, variant, plan with { Pass = pass }).Run(CudaStream.Current(gpu.Index), new Launch((blocks, pieces, 1), (plan.Threads, 1), plan.SharedBytes, Overlap: pass == 2), arguments);
     }
 
     /// <summary>The gradients of all nine tensors, in the order of <see cref="ScanArguments.Tensors"/>; null where there is no
@@ -184,47 +184,64 @@ internal static class CudaScan
     /// <summary>How the forward kernel is spread: the macros of selective_scan.cu.</summary>
     /// <param name="Lanes">Threads that share a channel's states.</param>
     /// <param name="States">States of a thread.</param>
-    /// <param name="Channels">Channels of a thread.</param>
     /// <param name="Steps">Steps of a tile; divides <see cref="Chunk"/>.</param>
     /// <param name="Threads">Threads of a block.</param>
     /// <param name="Blocks">Blocks that a multiprocessor should hold, which bounds the registers.</param>
+    /// <param name="Packed">Whether B and C stay in their 16 bits in shared memory.</param>
+    /// <param name="Unroll">How many times 8 steps are written out.</param>
     /// <param name="Pass">0: all of time at once; 1 and 2: in pieces.</param>
-    internal readonly record struct ForwardPlan(int Lanes, int States, int Channels, int Steps, int Threads, int Blocks, int Pass = 0)
+    internal readonly record struct ForwardPlan(int Lanes, int States, int Steps, int Threads, int Blocks, bool Packed, int Unroll, int Pass = 0)
     {
-        /// <summary>Shared memory that a kernel has without being allowed it.</summary>
-        public const int MaxSharedBytes = 48 << 10;
+        /// <summary>What every GPU that the kernels run on gives a block.</summary>
+        public const int MaxSharedBytes = 64 << 10;
 
         /// <summary>Channels of a block.</summary>
-        public int TileChannels => Threads / Lanes * Channels;
+        public int TileChannels => Threads / Lanes;
 
         /// <summary>The size of the kernel's struct Shared.</summary>
-        public int SharedBytes => sizeof(float) *
-            (2 * Steps * 2 * Lanes * States + TileChannels * (Steps / 8 * 20 + 4) + Channels * Threads * (Steps + 4));
+        public int SharedBytes => 2 * Steps * 2 * Lanes * States * (Packed ? sizeof(ushort) : sizeof(float))
+            + sizeof(float) * (TileChannels * (Steps / 8 * 20 + 4) + Threads * (Steps + 4));
 
         /// <summary>Many channels: few lanes, as what is done once a step and channel costs the same for any number of states of
-        /// a thread. Few channels: more lanes, so that every multiprocessor has something to do.</summary>
+        /// a thread. Few channels: more lanes, so that every multiprocessor has something to do; then what shared memory hands out
+        /// is the first limit, and B and C are left in 16 bits where they have no more. The numbers are the best of those that
+        /// were tried on an H100 with 16 states (docs/selective-scan.md).</summary>
+        /// <param name="states">n.</param>
+        /// <param name="channels">Of all rows.</param>
+        /// <param name="multiprocessors">Of the GPU.</param>
+        /// <param name="wide">Whether any of what is loaded is float32: a tile that is loaded ahead then takes twice the registers.</param>
         public static ForwardPlan For(int states, long channels, int multiprocessors, bool wide)
         {
-            var many = channels >= 128L * multiprocessors;
-            var lanes = Math.Min(32, PowerOfTwo(states, many ? 8 : states <= 4 ? 4 : 2));
-            var each = PowerOfTwo(states, lanes);
-            // 128 registers hold 8 states and a tile of narrow numbers that is loaded ahead; float32 takes twice as many for that.
-            var plan = new ForwardPlan(lanes, each, 1, Math.Min(64, 8 * lanes), 64, many && !wide ? 8 : many ? 6 : 5);
+            var lanesOfFew = Math.Min(32, PowerOfTwo(states, states <= 4 ? 4 : 2));
+            var plan = wide
+                ? channels >= 128L * multiprocessors ? Spread(Lanes(8), 8, 64, 6, packed: false, 1) : Spread(lanesOfFew, 8, 64, 5, packed: false, 1)
+                : channels >= 240L * multiprocessors ? Spread(Lanes(8), 16, 128, 3, packed: false, 2)
+                : channels >= 80L * multiprocessors ? Spread(Lanes(4), 8, 128, 5, packed: true, 1)
+                : Spread(lanesOfFew, 8, 128, 3, packed: true, 2);
             while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
             return plan;
+
+            int Lanes(int each) => Math.Min(32, PowerOfTwo(states, each));
+
+            ForwardPlan Spread(int lanes, int stepsOfLane, int threads, int blocks, bool packed, int unroll)
+            {
+                var each = PowerOfTwo(states, lanes);
+                return new(lanes, each, Math.Min(64, stepsOfLane * lanes), threads, blocks, packed && each % 2 == 0, unroll);
+            }
         }
 
         /// <summary>Into how many pieces time is cut: so many that a multiprocessor has some eight warps, and none shorter than
         /// 512 steps. A second walk over time pays only where at least half of the GPU would be idle.</summary>
         public int Pieces(long channels, long length, int multiprocessors)
         {
-            var warps = Math.Max(1, channels * Lanes / Channels / 32);
+            var warps = Math.Max(1, channels * Lanes / 32);
             return (int)Math.Clamp(Math.Min(8L * multiprocessors / warps, length / 512), 1, 32);
         }
 
         public string[] Defines() =>
         [
-            $"LANES={Lanes}", $"STATES={States}", $"CHANNELS={Channels}", $"STEPS={Steps}", $"THREADS={Threads}", $"BLOCKS={Blocks}", $"PASS={Pass}",
+            $"LANES={Lanes}", $"STATES={States}", $"STEPS={Steps}", $"THREADS={Threads}", $"BLOCKS={Blocks}",
+            $"PACKED={(Packed ? "true" : "false")}", $"UNROLL={Unroll}", $"PASS={Pass}",
         ];
     }
 

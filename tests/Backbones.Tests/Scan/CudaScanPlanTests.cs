@@ -12,6 +12,7 @@ public class CudaScanPlanTests
     [Theory]
     [InlineData(1, true)]
     [InlineData(1, false)]
+    [InlineData(20_000, false)]
     [InlineData(1_000_000, true)]
     [InlineData(1_000_000, false)]
     public void ForwardPlansFit(long channels, bool wide)
@@ -21,7 +22,10 @@ public class CudaScanPlanTests
             var plan = CudaScan.ForwardPlan.For(n, channels, 132, wide);
             (plan.Lanes * plan.States).Should().BeGreaterThanOrEqualTo(n, "every state has a place");
             Lanes(plan.Lanes, plan.States, plan.Steps, n);
-            plan.SharedBytes.Should().BeLessThanOrEqualTo(CudaScan.ForwardPlan.MaxSharedBytes, $"n {n}: memory that is not asked for");
+            plan.SharedBytes.Should().BeLessThanOrEqualTo(CudaScan.ForwardPlan.MaxSharedBytes, $"n {n}: no GPU has less");
+            (plan.Steps / 8 % plan.Unroll).Should().Be(0, $"n {n}: blocks of 8 steps are written out whole");
+            if (plan.Packed) (plan.States % 2).Should().Be(0, $"n {n}: 16-bit numbers are read in pairs");
+            if (plan.Packed) wide.Should().BeFalse();
             (32 % plan.Lanes).Should().Be(0);
         }
     }
@@ -44,11 +48,11 @@ public class CudaScanPlanTests
         }
     }
 
-    // One tile is 8 steps or more, a chunk is whole tiles, and the steps of a lane lie in one block of 8.
+    // One tile is 8 steps or more, a chunk is whole tiles, and the steps of a lane lie in one block of 8 or are whole blocks.
     private static void Lanes(int lanes, int states, int steps, int n)
     {
         (CudaScan.Chunk % steps + steps % 8).Should().Be(0, $"n {n}");
-        (8 % Math.Max(1, steps / lanes)).Should().Be(0, $"n {n}");
+        (16 % Math.Max(1, steps / lanes)).Should().Be(0, $"n {n}");
         lanes.Should().BeInRange(1, 32);
         System.Numerics.BitOperations.IsPow2(states).Should().BeTrue($"n {n}: states are read 1, 2 or 4 at a time");
     }

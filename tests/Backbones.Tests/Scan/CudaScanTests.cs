@@ -49,27 +49,33 @@ public class CudaScanTests(ITestOutputHelper log)
         Compare(Narrow(Slow(ScanTesting.Arguments(2, 3, 2104, 16)), ScalarType.BFloat16), "pieces, bfloat16", 1e-2);
     }
 
-    // As many channels as make the forward kernel take 8 states in a thread. Without a second pass of the reference.
+    // As many channels as make the forward kernel take 4 or 8 states in a thread. Without a second pass of the reference.
     [SkippableTheory]
-    [InlineData(16, 1100, 40, ScalarType.Float32)]
-    [InlineData(16, 1100, 40, ScalarType.BFloat16)]
-    [InlineData(8, 3001, 9, ScalarType.Float16)]
-    [InlineData(7, 2600, 64, ScalarType.BFloat16)]
-    public void ManyChannelsAreRightToo(int b, int d, int l, ScalarType type)
+    [InlineData(16, 1100, 40, ScalarType.Float32, 8)]
+    [InlineData(16, 1100, 40, ScalarType.BFloat16, 4)]
+    [InlineData(8, 3001, 9, ScalarType.Float16, 4)]
+    [InlineData(7, 2600, 64, ScalarType.BFloat16, 4)]
+    [InlineData(29, 1100, 40, ScalarType.BFloat16, 8)]
+    [InlineData(11, 2999, 70, ScalarType.Float16, 8)]
+    public void ManyChannelsAreRightToo(int b, int d, int l, ScalarType type, int states)
     {
         var gpu = CudaTesting.Gpu();
-        CudaScan.ForwardPlan.For(16, (long)b * d, gpu.Multiprocessors, false).States.Should().Be(8, "that is the case to test");
+        CudaScan.ForwardPlan.For(16, (long)b * d, gpu.Multiprocessors, type == ScalarType.Float32).States.Should().Be(states, "that is the case to test");
         Compare(Narrow(ScanTesting.Arguments(b, d, l, 16), type), $"({b}, {d}, {l}) {type}", Tolerance(type));
     }
 
     [SkippableTheory]
-    [InlineData(ScalarType.BFloat16)]
-    [InlineData(ScalarType.Float16)]
-    public void NarrowTypesAreComputedInFloat32(ScalarType type)
+    [InlineData(ScalarType.BFloat16, 16)]
+    [InlineData(ScalarType.Float16, 16)]
+    [InlineData(ScalarType.BFloat16, 3)]
+    [InlineData(ScalarType.BFloat16, 7)]
+    [InlineData(ScalarType.BFloat16, 64)]
+    [InlineData(ScalarType.BFloat16, 256)]
+    public void NarrowTypesAreComputedInFloat32(ScalarType type, int n)
     {
         CudaTesting.Gpu();
         foreach (var l in new[] { 7, 64, 136 })
-            Compare(Narrow(ScanTesting.Arguments(2, 50, l, 16), type), $"{type}, {l} steps", Tolerance(type));
+            Compare(Narrow(ScanTesting.Arguments(2, 50, l, n), type), $"{type}, {l} steps, n {n}", Tolerance(type));
     }
 
     [SkippableFact]
@@ -79,6 +85,9 @@ public class CudaScanTests(ITestOutputHelper log)
         var x = ScanTesting.Arguments(2, 20, 70, 16);
         x = x with { u = x.u.to(ScalarType.Float16), z = x.z!.to(ScalarType.BFloat16), B = x.B.to(ScalarType.BFloat16) };
         Compare(x, "mixed", Tolerance(ScalarType.BFloat16));
+        // Of 16 bits all, so that B and C stay as they are in shared memory.
+        x = x with { delta = x.delta.to(ScalarType.BFloat16), B = x.B.to(ScalarType.Float16), C = x.C.to(ScalarType.BFloat16) };
+        Compare(x, "mixed, 16 bits", Tolerance(ScalarType.BFloat16));
     }
 
     [SkippableTheory]

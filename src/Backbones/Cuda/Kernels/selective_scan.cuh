@@ -123,6 +123,18 @@ template <class TB, class TC> DEVICE void store_tile_inputs(float* to, const Oct
     }
 }
 
+// The same for types of 16 bits each, which stay as they are.
+template <class TB, class TC> DEVICE void store_tile_inputs(u16* to, const Octet (&from)[HELD_OCTETS]) {
+#pragma unroll
+    for (int j = 0; j < HELD_OCTETS; j++) {
+        const int i = threadIdx.x + j * THREADS, n = i % PADDED, second = i / PADDED % 2, oct = i / WIDTH;
+        if (OCTETS % THREADS != 0 && i >= OCTETS) break;
+        u16* at = to + oct * 8 * WIDTH + n / STATES * 2 * STATES + second * STATES + n % STATES;
+#pragma unroll
+        for (int k = 0; k < 8; k++) at[k * WIDTH] = (u16)(from[j].words[k / 2] >> (k % 2 * 16));
+    }
+}
+
 // --- Shared memory, by the widest access: COUNT floats at a multiple of their size or of 16 bytes ---
 template <int COUNT> DEVICE void read_vector(const float* p, float (&x)[COUNT]) {
     if constexpr (COUNT == 1) x[0] = *p;
@@ -143,6 +155,17 @@ template <int COUNT> DEVICE void write_vector(float* p, const float (&x)[COUNT])
         for (int i = 0; i < COUNT / 4; i++) ((Quad<float>*)p)[i] = Quad<float>{x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]};
     }
 }
+template <int COUNT> DEVICE void read_vector(const u16* p, u32 (&words)[COUNT]) {
+    if constexpr (COUNT == 1) words[0] = *(const u32*)p;
+    else if constexpr (COUNT == 2) { Pair<u32> v = *(const Pair<u32>*)p; words[0] = v.x; words[1] = v.y; }
+    else {
+#pragma unroll
+        for (int i = 0; i < COUNT / 4; i++) {
+            Words v = ((const Words*)p)[i];
+            words[4 * i] = v.x; words[4 * i + 1] = v.y; words[4 * i + 2] = v.z; words[4 * i + 3] = v.w;
+        }
+    }
+}
 
 // {step, what enters of u} of COUNT steps.
 template <int COUNT> DEVICE void read_steps(const float* p, float (&dt)[COUNT], float (&du)[COUNT]) {
@@ -159,6 +182,19 @@ DEVICE void read_inputs(const float* p, int t, float (&B)[STATES], float (&C)[ST
     read_vector<2 * STATES>(p + t * WIDTH, x);
 #pragma unroll
     for (int s = 0; s < STATES; s++) { B[s] = x[s]; C[s] = x[STATES + s]; }
+}
+// Of 16 bits each; a lane has an even number of them.
+DEVICE void read_B(const u16* p, int t, float (&B)[STATES]) {
+    u32 words[(STATES + 1) / 2];
+    read_vector(p + t * WIDTH, words);
+#pragma unroll
+    for (int s = 0; s < STATES; s++) B[s] = get<B_TYPE>(words, s);
+}
+DEVICE void read_inputs(const u16* p, int t, float (&B)[STATES], float (&C)[STATES]) {
+    u32 words[STATES];
+    read_vector(p + t * WIDTH, words);
+#pragma unroll
+    for (int s = 0; s < STATES; s++) { B[s] = get<B_TYPE>(words, s); C[s] = get<C_TYPE>(words, STATES + s); }
 }
 
 // S states of a lane in memory [.., n]; those behind n are zero. State s ^ order is number s.
