@@ -83,7 +83,8 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
 
         public Batch(CudaGpu gpu, DecoderWeights weights, MambaConfig c, DecoderEnds ends, (NormWeights Norm, LayerArguments Arguments)[] layers)
             // Before it is multiplied by its norm's factor an activation may be beyond float16.
-            : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends, foldNorm: c.Norm == NormKind.RmsNorm && weights.Type != ScalarType.Float16)
+            : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends,
+                foldNorm: c.Norm == NormKind.RmsNorm && weights.Type != ScalarType.Float16)
         {
             (_config, _e, _selected) = (c, (int)c.InnerSize, (int)(c.TimeStepRank + 2 * c.StateSize));
             try
