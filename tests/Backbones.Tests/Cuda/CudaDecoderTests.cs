@@ -21,6 +21,7 @@ public class CudaDecoderTests(ITestOutputHelper output)
         ["mamba, 200 wide"] = new MambaConfig { HiddenSize = 200, LayerCount = 2, VocabularySize = 517, StateSize = 8, TimeStepRank = 6, Norm = NormKind.LayerNorm, ProjectionBias = true },
         ["mamba, odd sizes"] = new MambaConfig { HiddenSize = 37, LayerCount = 2, VocabularySize = 101, StateSize = 5, ConvolutionSize = 3, TimeStepRank = 7, TieEmbeddings = false, ConvolutionBias = false },
         ["mamba, 768 wide"] = new MambaConfig { HiddenSize = 768, LayerCount = 2, VocabularySize = 20011 },
+        ["mamba, 1100 wide"] = new MambaConfig { HiddenSize = 1100, LayerCount = 2, VocabularySize = 203, Expand = 1, ProjectionBias = true },
         ["gpt-neox, as published"] = new GptNeoXConfig { HiddenSize = 128, LayerCount = 2, VocabularySize = 1003, HeadCount = 2 },
         ["gpt-neox, odd sizes"] = new GptNeoXConfig { HiddenSize = 57, LayerCount = 2, VocabularySize = 101, HeadCount = 3, IntermediateSize = 91, RotaryFraction = 0.33, TieEmbeddings = true },
         ["gpt-neox, sequential, no biases"] = new GptNeoXConfig { HiddenSize = 160, LayerCount = 2, VocabularySize = 517, HeadCount = 2, ParallelResidual = false, AttentionBias = false, RotaryFraction = 1, TanhGelu = true },
@@ -176,6 +177,36 @@ public class CudaDecoderTests(ITestOutputHelper output)
         CudaNumbers.SameBits(row, single, name);
         using var other = together.narrow(0, 1, 1).isnan().all();
         other.item<bool>().Should().BeTrue();
+    }
+
+    [SkippableTheory]
+    [InlineData("mamba, odd sizes", ScalarType.Float32, 1e4)]
+    [InlineData("mamba, 1100 wide", ScalarType.BFloat16, 1e4)]
+    [InlineData("mamba, 1100 wide", ScalarType.BFloat16, 1e-3)]
+    [InlineData("mamba, as published", ScalarType.Float16, 3e4)] // times a norm's weight it is beyond float16
+    public void AResidualOfAnyLengthIsNormed(string name, ScalarType type, double length)
+    {
+        Gpu();
+        using var model = (Mamba)Build(name, type).to(CUDA);
+        using var wide = Build(name, ScalarType.Float32);
+        using var scope = NewDisposeScope();
+        const int rows = 5;
+        var ids = Ids(model, Enumerable.Range(0, rows), 0);
+        using (no_grad())
+        {
+            // Each row has its own length: another's factor would show.
+            var table = model.backbone.embedding.weight;
+            table.div_(table.abs().max());
+            for (var row = 0; row < rows; row++) table[ids[row].item<long>()].mul_(length * (row + 1) / rows);
+            foreach (var norm in model.backbone.layers.Select(l => l.norm).Append(model.backbone.norm_f)) norm.weight.mul_(4);
+            foreach (var (to, from) in wide.parameters().Zip(model.parameters())) to.copy_(from);
+        }
+        var ours = Enumerable.Range(0, rows).Select(row => Filled(model, row, type)).ToArray();
+        var theirs = ours.Select(s => Copy(s, wide)).ToArray();
+        var logits = Decode(model, ids.to(CUDA), ours);
+        for (var row = 0; row < rows; row++)
+            output.Close(logits.narrow(0, row, 1), wide.Prefill(wide.Embed(ids.narrow(0, row, 1).unsqueeze(0)), theirs[row]), type == ScalarType.Float32 ? 3e-5 : 1e-3, $"{name}, {type}, row {row}");
+        foreach (var s in ours.Concat(theirs)) s.Dispose();
     }
 
     [SkippableTheory, MemberData(nameof(Models))]
@@ -347,7 +378,7 @@ public class CudaDecoderTests(ITestOutputHelper output)
         }
     }
 
-    // 120 compiles of a second or two. They go on side by side while the first tests run.
+    // 135 compiles of a second or two. They go on side by side while the first tests run.
     private static readonly Lazy<Task> Compiled = new(() => Task.Run(() => Parallel.ForEach(ModelsAndTypes, c =>
     {
         using var model = Build((string)c[0], (ScalarType)c[1]).to(CUDA);

@@ -97,6 +97,35 @@ public class DecodeLayoutTests
             }
     }
 
+    [Theory]
+    [InlineData(37, 1)]
+    [InlineData(768, 4)]
+    [InlineData(1100, 2)]
+    [InlineData(2560, 16)]
+    [InlineData(5120, 8)]
+    public void EverySquareIsAddedOnceToItsRow(int columns, int b)
+    {
+        const int Part = 128;
+        var random = new Random(columns);
+        var tiles = (columns + Tile - 1) / Tile;
+        int parts = (tiles + Part - 1) / Part, width = DecodeGrid.Squares(columns);
+        width.Should().Be(parts * Part);
+        // leave_squares()
+        int[] squares = new int[b * width], expected = new int[b], sums = new int[b * parts];
+        for (var i = 0; i < b; i++)
+            for (var c = 0; c < columns; c++)
+            {
+                var square = random.Next(10);
+                squares[i * width + c / Tile] += square;
+                expected[i] += square;
+            }
+        // Squares: four a lane, a part a warp.
+        for (var warp = 0; warp < Warps; warp++)
+            for (var part = warp; part < b * parts; part += Warps)
+                for (var lane = 0; lane < 32; lane++) sums[part] += squares.AsSpan(4 * (part * (Part / 4) + lane), 4).ToArray().Sum();
+        for (var i = 0; i < b; i++) sums[(i * parts)..((i + 1) * parts)].Sum().Should().Be(expected[i], $"row {i}");
+    }
+
     [Fact]
     public unsafe void TheControlBlockIsLaidOutAsInTheKernels()
     {

@@ -35,9 +35,10 @@ internal abstract unsafe class DecodeBatch : IDisposable
     private ulong* _ring;
     private uint _step, _waited;
 
-    protected DecodeBatch(CudaGpu gpu, DecoderWeights weights, DecoderShape shape, DecoderEnds ends)
+    // foldNorm: FOLD_NORM of decode_head.cuh.
+    protected DecodeBatch(CudaGpu gpu, DecoderWeights weights, DecoderShape shape, DecoderEnds ends, bool foldNorm = false)
     {
-        (Gpu, Weights, Shape, _layers) = (gpu, weights, shape, shape.Layers);
+        (Gpu, Weights, Shape, FoldNorm, _layers) = (gpu, weights, shape, foldNorm, shape.Layers);
         Grid = new(weights.Type == ScalarType.Float32 ? 4 : 2);
         try
         {
@@ -55,6 +56,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
             new Span<ulong>(_ring, Ring * DecodeControl.MostRows).Clear();
             Residual = Floats(shape.Hidden);
             (NormX, NormX2) = (Packed(shape.Hidden), Packed(shape.Hidden));
+            if (foldNorm) Squares = Floats(DecodeGrid.Squares(shape.Hidden));
             var logits = CudaTensor.Pointer(_logits);
             _ends = new()
             {
@@ -62,7 +64,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
                 Hidden = shape.Hidden, Vocabulary = shape.Vocabulary,
             };
             _norm = Norm(ends.Norm);
-            _head = new() { Weight = ends.Head, X = NormX, Logits = logits };
+            _head = new() { Weight = ends.Head, X = NormX, Squares = Squares, Logits = logits, Epsilon = ends.Norm.Epsilon };
         }
         catch
         {
@@ -102,6 +104,13 @@ internal abstract unsafe class DecodeBatch : IDisposable
 
     /// <inheritdoc cref="NormX"/>
     protected nint NormX2 { get; }
+
+    /// <summary>Whether the norms have no kernels of their own: what writes the residual leaves it times the norm's weights in
+    /// <see cref="NormX"/>, and <see cref="Squares"/>.</summary>
+    protected bool FoldNorm { get; }
+
+    /// <summary>With <see cref="FoldNorm"/>: (rows, <see cref="DecodeGrid.Squares"/>), float32.</summary>
+    protected nint Squares { get; }
 
     /// <summary>The control block on the GPU.</summary>
     protected nint Control => CudaTensor.Pointer(_control);
@@ -252,6 +261,13 @@ internal abstract unsafe class DecodeBatch : IDisposable
     /// <summary>What launches all layers for b rows.</summary>
     protected abstract Action<nint> Layers(CudaModule module, int b, bool overlap);
 
+    /// <summary>What launches the embedding of b rows; with <see cref="FoldNorm"/>, one that leaves what that asks for.</summary>
+    protected virtual Action<nint> Embedding(CudaModule module, int b)
+    {
+        var embed = Of(Gpu.Module("decode_ends.cu", $"TYPE={TypeName}"), "embed");
+        return stream => embed.Run(stream, new Launch((Math.Min((Shape.Hidden + 255) / 256, 16), b, 1), (256, 1)), _ends);
+    }
+
     /// <summary>The table of a layer on the GPU.</summary>
     protected nint Table(int layer, int which) => Control + sizeof(DecodeControl) + (layer * TablesPerLayer + which) * DecodeControl.MostRows * sizeof(nint);
 
@@ -275,7 +291,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     protected CudaModule Module(string file, int b, bool layerNorm, params ReadOnlySpan<string> more) => Gpu.Module(file,
     [
         $"TYPE={TypeName}", .. Weights.Type == ScalarType.Float32 ? (string[])[] : ["WEIGHTS_16=1"], $"B={b}", $"SMS={Gpu.Multiprocessors}",
-        $"D={Shape.Hidden}", $"V={Shape.Vocabulary}", $"LAYER_NORM={(layerNorm ? "true" : "false")}", .. more,
+        $"D={Shape.Hidden}", $"V={Shape.Vocabulary}", $"LAYER_NORM={(layerNorm ? "true" : "false")}", $"FOLD_NORM={(FoldNorm ? "true" : "false")}", .. more,
     ]);
 
     /// <summary>A kernel of the step with what it says of its blocks.</summary>
@@ -326,14 +342,14 @@ internal abstract unsafe class DecodeBatch : IDisposable
     private Action<nint> Launches(int b, bool overlap)
     {
         CudaModule ends = Gpu.Module("decode_ends.cu", $"TYPE={TypeName}"), module = Module(b);
-        CudaKernel embed = Of(ends, "embed"), choose = Of(ends, "choose"), normalise = Of(module, "normalise");
+        CudaKernel choose = Of(ends, "choose"), normalise = Of(module, "normalise");
         var head = SpreadOf(module, "head");
-        var layers = Layers(module, b, overlap);
+        Action<nint> embedding = Embedding(module, b), layers = Layers(module, b, overlap);
         return stream =>
         {
-            embed.Run(stream, new Launch((Math.Min((Shape.Hidden + 255) / 256, 16), b, 1), (256, 1)), _ends);
+            embedding(stream);
             layers(stream);
-            Run(normalise, stream, b, overlap, _norm);
+            if (!FoldNorm) Run(normalise, stream, b, overlap, _norm);
             head.Run(stream, overlap, _head);
             choose.Run(stream, new Launch(b, 1024, 0, overlap), _ends);
         };
@@ -391,5 +407,6 @@ internal record struct NormArguments
 [StructLayout(LayoutKind.Sequential)]
 internal record struct HeadArguments
 {
-    public nint Weight, X, Logits;
+    public nint Weight, X, Squares, Logits;
+    public float Epsilon;
 }

@@ -13,6 +13,10 @@ internal readonly record struct DecodeGrid(int ElementSize)
 
     /// <summary>Bytes of b rows of activations as the products read them.</summary>
     public int PackedBytes(int columns, int b) => Groups(columns) * 64 / ElementSize * 4 * b;
+
+    /// <summary>Sums of squares that are left of a row (SQUARES of decode_head.cuh): one of every 8 columns, and zeros up to a
+    /// multiple of 128.</summary>
+    public static int Squares(int columns) => (columns + 1023) / 1024 * 128;
 }
 
 /// <summary>What a kernel of a decode step is launched with (SPREAD of decode.cuh).</summary>

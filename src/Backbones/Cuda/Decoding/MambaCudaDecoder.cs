@@ -6,7 +6,7 @@ using static TorchSharp.torch;
 
 namespace MambaVL.Cuda;
 
-/// <summary>Decodes a Mamba on a GPU: five kernels a layer (Kernels/mamba_decode.cu).</summary>
+/// <summary>Decodes a Mamba on a GPU: four kernels a layer, or five with LayerNorm or in float16 (Kernels/mamba_decode.cu).</summary>
 /// <param name="model">Whose weights are read.</param>
 internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
 {
@@ -60,6 +60,15 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
     {
         public nint InProj, InBias, Conv, ConvBias, XProj, DtProj, DtBias, ALog, D, OutProj, OutBias;
         public nint Windows, States, X, Residual, U, Z, Selected, UPacked, YPacked;
+        public nint Squares, NextNorm;
+        public float Epsilon;
+    }
+
+    // Entry of mamba_decode.cu.
+    [StructLayout(LayoutKind.Sequential)]
+    private record struct EntryArguments
+    {
+        public nint Table, Norm, Control, Residual, X, Squares;
     }
 
     private sealed class Batch : DecodeBatch
@@ -69,10 +78,13 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
 
         private readonly MambaConfig _config;
         private readonly (NormArguments Norm, LayerArguments Layer)[] _layers;
+        private readonly EntryArguments _entry;
         private readonly int _e, _selected;
 
         public Batch(CudaGpu gpu, DecoderWeights weights, MambaConfig c, DecoderEnds ends, (NormWeights Norm, LayerArguments Arguments)[] layers)
-            : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends)
+            // Before it is multiplied by its norm's factor an activation may be beyond float16.
+            : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends,
+                foldNorm: c.Norm == NormKind.RmsNorm && weights.Type != ScalarType.Float16)
         {
             (_config, _e, _selected) = (c, (int)c.InnerSize, (int)(c.TimeStepRank + 2 * c.StateSize));
             try
@@ -82,7 +94,9 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
                 _layers = [.. layers.Select((layer, i) => (Norm(layer.Norm), layer.Arguments with
                 {
                     Windows = Table(i, 0), States = Table(i, 1), X = NormX, Residual = Residual, U = u, Z = z, Selected = selected, UPacked = uPacked, YPacked = yPacked,
+                    Squares = Squares, NextNorm = i + 1 < layers.Length ? layers[i + 1].Norm.Weight : ends.Norm.Weight, Epsilon = layer.Norm.Epsilon,
                 }))];
+                _entry = new() { Table = ends.Table, Norm = layers[0].Norm.Weight, Control = Control, Residual = Residual, X = NormX, Squares = Squares };
             }
             catch
             {
@@ -110,6 +124,13 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
             return Module("mamba_decode.cu", b, c.Norm == NormKind.LayerNorm, $"E={c.InnerSize}", $"N={c.StateSize}", $"R={c.TimeStepRank}", $"K={c.ConvolutionSize}", $"STATE={CudaTensor.TypeName(Weights.WideType!.Value)}");
         }
 
+        protected override Action<nint> Embedding(CudaModule module, int b)
+        {
+            if (!FoldNorm) return base.Embedding(module, b);
+            var embed = Of(module, "embed");
+            return stream => embed.Run(stream, new Launch(((Shape.Hidden + DecodeGrid.Threads - 1) / DecodeGrid.Threads, b, 1), (DecodeGrid.Threads, 1)), _entry);
+        }
+
         protected override Action<nint> Layers(CudaModule module, int b, bool overlap)
         {
             Spread input = SpreadOf(module, "input"), select = SpreadOf(module, "select"), output = SpreadOf(module, "output");
@@ -119,7 +140,7 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
             {
                 foreach (var (norm, layer) in _layers)
                 {
-                    Run(normalise, stream, b, overlap, norm);
+                    if (!FoldNorm) Run(normalise, stream, b, overlap, norm);
                     input.Run(stream, overlap, layer);
                     select.Run(stream, overlap, layer);
                     state.Run(stream, stateLaunch, layer);

@@ -19,6 +19,7 @@
 #define WARPS (THREADS / 32)
 #define TILE 8
 #define BLOCKS_AT_ONCE (B <= 8 ? 3 : 2)
+static_assert(TILE * B <= THREADS, "each sum of a block has a thread");
 
 #define COUNTED __host__ __device__  // counted by the compiler, for names outside of any function too
 
@@ -229,6 +230,8 @@ COUNTED constexpr int steps_ahead(int count) {
     return 5;
 }
 
+struct Nothing { DEVICE void operator()() const {} };
+
 // W x, or W x + W2 x2 of two matrices with as many rows. A block takes one tile of rows, its warps every WARPS-th pair of groups of
 // columns; their sums are added in their order. Many small blocks rather than few that stay: multiprocessors are not equally
 // near to memory, and whichever is ready takes the next.
@@ -278,8 +281,9 @@ template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
         }
     }
 
-    // finish(row, b, sum) takes a sum, on one thread. partial: WORDS of shared memory.
-    template <class Finish> DEVICE void run(const Words* x, const Words* x2, Words* partial, Finish finish) {
+    // finish(row, b, sum) takes a sum, on thread b TILE + row - first. partial: WORDS of shared memory. beside() is called by every
+    // thread when its products are under way; what it leaves in shared memory is there for finish.
+    template <class Finish, class Beside = Nothing> DEVICE void run(const Words* x, const Words* x2, Words* partial, Finish finish, Beside beside = Beside()) {
         Sums sums;
         sums.clear();
 #pragma unroll 1
@@ -294,14 +298,15 @@ template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
         for (int i = 0; i < AHEAD; i++)
             if ((ROUNDS - 1) * AHEAD + i < STEPS) use(sums, ahead[i], (ROUNDS - 1) * AHEAD + i, x, x2);
 
+        beside();
         float* own = (float*)partial;
         sums.store(own + (threadIdx.x >> 5) * TILE * B);
         __syncthreads();
-        for (int i = threadIdx.x; i < TILE * B; i += THREADS) {
-            float sum = 0;
+        const int i = threadIdx.x;
+        if (i >= TILE * B || first + i % TILE >= ROWS) return;
+        float sum = 0;
 #pragma unroll
-            for (int s = 0; s < WARPS; s++) sum += own[s * TILE * B + i];
-            if (first + i % TILE < ROWS) finish(first + i % TILE, i / TILE, sum);
-        }
+        for (int s = 0; s < WARPS; s++) sum += own[s * TILE * B + i];
+        finish(first + i % TILE, i / TILE, sum);
     }
 };

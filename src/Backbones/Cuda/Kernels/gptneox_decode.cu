@@ -8,9 +8,9 @@
 //
 // and without it seven: normalise, qkv, attend, dense, normalise, up, down. They overlap as those of mamba_decode.cu do.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DV=50304 -DLAYER_NORM=true -DD=2560 -DH=32 -DK=80 -DR=20 -DM=10240 -DTANH_GELU=false
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DV=101 -DLAYER_NORM=true -DD=57 -DH=3 -DK=19 -DR=6 -DM=91 -DTANH_GELU=true
-// check: -DTYPE=float -DB=4 -DSMS=132 -DV=20011 -DLAYER_NORM=true -DD=768 -DH=12 -DK=64 -DR=16 -DM=3072 -DTANH_GELU=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DV=50304 -DLAYER_NORM=true -DFOLD_NORM=false -DD=2560 -DH=32 -DK=80 -DR=20 -DM=10240 -DTANH_GELU=false
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DV=101 -DLAYER_NORM=true -DFOLD_NORM=false -DD=57 -DH=3 -DK=19 -DR=6 -DM=91 -DTANH_GELU=true
+// check: -DTYPE=float -DB=4 -DSMS=132 -DV=20011 -DLAYER_NORM=true -DFOLD_NORM=false -DD=768 -DH=12 -DK=64 -DR=16 -DM=3072 -DTANH_GELU=false
 #include "decode_head.cuh"
 
 struct Layer {

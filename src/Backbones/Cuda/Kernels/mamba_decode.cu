@@ -1,6 +1,8 @@
-// One layer of Mamba for one token of B rows, in five kernels. The names of the sizes are those of Models/Mamba.cs.
+// One layer of Mamba for one token of B rows, in four kernels, or five where the norm has one of its own. The names of the sizes are
+// those of Models/Mamba.cs.
 //
-//   normalise  x = norm(residual)
+//   normalise  x = norm(residual): for LayerNorm and float16. Else (FOLD_NORM) `output`, and before the first layer `embed`, leave
+//              x = g residual and its sums of squares, and `input`, `select` and `head` multiply their sums by the norm's factor
 //   input      u = silu(conv(in_proj(x)))            the first half of in_proj's rows
 //   select     (delta, B, C) = x_proj(u), and the gate z: the second half of in_proj's rows, on the other blocks, so that memory
 //              does not rest while x_proj, which is small, is waited for
@@ -8,12 +10,16 @@
 //   output     residual += out_proj(y)
 //
 // Each may start before the one ahead of it has ended (programmatic dependent launch): it asks for its weights, which nothing
-// writes, then waits, then reads activations.
+// writes, then waits, then reads activations. With FOLD_NORM `output` writes x and squares over those that `input` and `select` read:
+// it has waited for `state` to end, which waited for `select`, which waited for `input`, so nothing reads them any more.
 //
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DV=50280 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false
-// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DV=50280 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true
-// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DV=101 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DSTATE=f16
-// check: -DTYPE=float -DB=2 -DSMS=132 -DV=20011 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=1 -DSMS=132 -DV=50280 -DD=1536 -DE=3072 -DN=16 -DR=96 -DK=4 -DLAYER_NORM=false -DFOLD_NORM=true
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=8 -DSMS=132 -DV=50280 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=true -DFOLD_NORM=false
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=16 -DSMS=132 -DV=50280 -DD=2560 -DE=5120 -DN=16 -DR=160 -DK=4 -DLAYER_NORM=false -DFOLD_NORM=true
+// check: -DTYPE=bf16 -DWEIGHTS_16 -DB=4 -DSMS=40 -DV=101 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DFOLD_NORM=true
+// check: -DTYPE=f16 -DWEIGHTS_16 -DB=16 -DSMS=40 -DV=101 -DD=37 -DE=74 -DN=5 -DR=7 -DK=3 -DLAYER_NORM=false -DFOLD_NORM=false -DSTATE=f16
+// check: -DTYPE=float -DB=2 -DSMS=132 -DV=20011 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=true -DFOLD_NORM=false
+// check: -DTYPE=float -DB=8 -DSMS=132 -DV=20011 -DD=768 -DE=1536 -DN=16 -DR=48 -DK=4 -DLAYER_NORM=false -DFOLD_NORM=true
 #include "decode_head.cuh"
 
 // A_log, D and the bias of dt_proj are float32 in a model of any precision, unless it was converted as a whole.
@@ -31,11 +37,15 @@ struct Layer {
     const TYPE *out_proj, *out_bias; // (d, e), (d) or null
     float* const* windows;           // B of (e, k): the last k inputs of the convolution, the oldest first
     float* const* states;            // B of (e, n)
-    const Words* x;                  // (B, d)
+    Words* x;                        // (B, d)
     float* residual;                 // (B, d)
     float *u, *z;                    // (B, e), z after its SiLU
     float* selected;                 // (B, r + 2n)
     Words *u_packed, *y_packed;      // (B, e)
+    // With FOLD_NORM:
+    float* squares;                  // (B, SQUARES)
+    const TYPE* next_norm;           // (d): the weights of the norm behind this layer
+    float epsilon;
 };
 
 constexpr int SELECTED = R + 2 * N;
@@ -47,6 +57,30 @@ SPREAD(input, Input::BLOCKS, Input::WORDS)
 SPREAD(select, Input::BLOCKS + Select::BLOCKS, Input::WORDS)
 SPREAD(output, Output::BLOCKS, Output::WORDS)
 
+#if FOLD_NORM
+struct Entry {
+    const TYPE *table, *norm;  // (v, d), (d): the first layer's
+    const Control* control;
+    float* residual;           // (B, d)
+    Words* x;                  // (B, d)
+    float* squares;            // (B, SQUARES)
+};
+
+// As `embed` of decode_ends.cu, with what `output` leaves. A thread a value.
+extern "C" __global__ void __launch_bounds__(THREADS) embed(const __grid_constant__ Entry a) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const int b = blockIdx.y, c = blockIdx.x * THREADS + threadIdx.x, id = a.control->ids[b];
+    float square = 0;
+    if (c < D) {
+        const float value = to_float(a.table[(i64)(id < 0 || id >= V ? 0 : id) * D + c]);
+        a.residual[b * D + c] = value;
+        square = leave_value(a.x, to_float(a.norm[c]), b, c, value);
+    }
+    leave_squares(a.squares, b, c / TILE, square);
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(const __grid_constant__ Layer a) {
     Input product;
     product.begin(blockIdx.x, a.in_proj, nullptr);
@@ -57,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(cons
     }
     wait_for_previous_kernel();
     let_next_kernel_start();
-    product.run(a.x, nullptr, dynamic, [&](int c, int b, float u) {
+    run_normed(product, a.x, a.squares, a.epsilon, [&](int c, int b, float u) {
         if (a.in_bias) u += to_float(a.in_bias[c]);
         float* window = a.windows[b] + c * K;
         float seen[K], sum = a.conv_bias ? to_float(a.conv_bias[c]) : 0;
@@ -74,7 +108,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(cons
     });
 }
 
-// The gate reads what was there before `input`, which lets this kernel start only when it has waited for it itself: no wait.
+// The gate reads what was there before `input` (of `normalise`, of the last layer's `output` or of `embed`), which lets this kernel
+// start only when it has waited for it itself: no wait.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(const __grid_constant__ Layer a) {
     const bool selects = blockIdx.x < Select::BLOCKS;
     const int block = selects ? blockIdx.x : blockIdx.x - Select::BLOCKS;
@@ -89,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(con
     Input product;
     product.begin(block, a.in_proj + (i64)E * D, nullptr);
     let_next_kernel_start();
-    product.run(a.x, nullptr, dynamic, [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
+    run_normed(product, a.x, a.squares, a.epsilon, [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
 }
 
 // Eight lanes a channel: each has every eighth value of the state, and every eighth 16 bytes of dt_proj's row.
@@ -147,7 +182,19 @@ extern "C" __global__ void __launch_bounds__(STATE_THREADS) state(const __grid_c
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) output(const __grid_constant__ Layer a) {
     Output product;
     product.begin(blockIdx.x, a.out_proj, nullptr);
+    // What a thread adds its sum to, and the norm's weight of that place, are asked for before the products.
+    const int own_row = product.first + (int)threadIdx.x % TILE, own_b = threadIdx.x / TILE;
+    const bool adds = own_b < B && own_row < D;
+    TYPE weight = {};
+    if (FOLD_NORM && adds) weight = a.next_norm[own_row];
     wait_for_previous_kernel();
     let_next_kernel_start();
-    product.run(a.y_packed, nullptr, dynamic, [&](int row, int b, float sum) { a.residual[b * D + row] += a.out_bias ? sum + to_float(a.out_bias[row]) : sum; });
+    const float before = adds ? a.residual[own_b * D + own_row] : 0;
+    float square = 0;
+    product.run(a.y_packed, nullptr, dynamic, [&](int row, int b, float sum) {
+        const float value = before + (a.out_bias ? sum + to_float(a.out_bias[row]) : sum);
+        a.residual[b * D + row] = value;
+        if (FOLD_NORM) square = leave_value(a.x, to_float(weight), b, row, value);
+    });
+    if (FOLD_NORM) leave_squares(a.squares, own_b, blockIdx.x, square);
 }
