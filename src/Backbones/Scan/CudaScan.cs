@@ -216,8 +216,8 @@ internal static class CudaScan
             var plan = wide
                 ? channels >= 128L * multiprocessors ? Spread(Lanes(8), 8, 64, 6, packed: false, 1) : Spread(lanesOfFew, 8, 64, 5, packed: false, 1)
                 : channels >= 240L * multiprocessors ? Spread(Lanes(8), 16, 128, 3, packed: false, 2)
-                : channels >= 80L * multiprocessors ? Spread(Lanes(4), 8, 128, 5, packed: true, 1)
-                : Spread(lanesOfFew, 8, 128, 3, packed: true, 2);
+                : channels >= 80L * multiprocessors ? Spread(Lanes(4), 8, 128, 5, packed: true, 2)
+                : Spread(lanesOfFew, 8, 128, 4, packed: true, 8);
             while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
             return plan;
 

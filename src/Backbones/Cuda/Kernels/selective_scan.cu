@@ -14,16 +14,16 @@
 // a piece is exp(A sum), PASS 2 can enter each piece with the right state. PASS 0 is all of time at once.
 //
 // check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=2 -DSTATES=8 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=3 -DPACKED=false -DUNROLL=2 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=4 -DSTATES=4 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=5 -DPACKED=true -DUNROLL=1 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=128 -DBLOCKS=3 -DPACKED=true -DUNROLL=2 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=4 -DSTATES=4 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=5 -DPACKED=true -DUNROLL=2 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=128 -DBLOCKS=4 -DPACKED=true -DUNROLL=8 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
 // check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DN=16 -DLANES=2 -DSTATES=8 -DSTEPS=16 -DTHREADS=64 -DBLOCKS=6 -DPACKED=false -DUNROLL=1 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
 // check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=64 -DBLOCKS=5 -DPACKED=false -DUNROLL=1 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
 // check: -DU_TYPE=f16 -DDELTA_TYPE=float -DZ_TYPE=bf16 -DB_TYPE=f16 -DC_TYPE=float -DN=3 -DLANES=1 -DSTATES=4 -DSTEPS=8 -DTHREADS=64 -DBLOCKS=5 -DPACKED=false -DUNROLL=1 -DSOFTPLUS=0 -DALIGNED=false -DALIGNED_INPUTS=false -DPASS=0
-// check: -DU_TYPE=f16 -DDELTA_TYPE=f16 -DZ_TYPE=bf16 -DB_TYPE=f16 -DC_TYPE=bf16 -DN=5 -DLANES=4 -DSTATES=2 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=3 -DPACKED=true -DUNROLL=2 -DSOFTPLUS=0 -DALIGNED=false -DALIGNED_INPUTS=false -DPASS=0
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=64 -DLANES=32 -DSTATES=2 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=3 -DPACKED=true -DUNROLL=2 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
+// check: -DU_TYPE=f16 -DDELTA_TYPE=f16 -DZ_TYPE=bf16 -DB_TYPE=f16 -DC_TYPE=bf16 -DN=5 -DLANES=4 -DSTATES=2 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=4 -DPACKED=true -DUNROLL=8 -DSOFTPLUS=0 -DALIGNED=false -DALIGNED_INPUTS=false -DPASS=0
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=64 -DLANES=32 -DSTATES=2 -DSTEPS=32 -DTHREADS=128 -DBLOCKS=4 -DPACKED=true -DUNROLL=8 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=0
 // check: -DU_TYPE=float -DDELTA_TYPE=float -DZ_TYPE=float -DB_TYPE=float -DC_TYPE=float -DN=256 -DLANES=32 -DSTATES=8 -DSTEPS=8 -DTHREADS=64 -DBLOCKS=5 -DPACKED=false -DUNROLL=1 -DSOFTPLUS=1 -DALIGNED=false -DALIGNED_INPUTS=true -DPASS=0
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=128 -DBLOCKS=3 -DPACKED=true -DUNROLL=2 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=1
-// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=128 -DBLOCKS=3 -DPACKED=true -DUNROLL=2 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=2
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=128 -DBLOCKS=4 -DPACKED=true -DUNROLL=8 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=1
+// check: -DU_TYPE=bf16 -DDELTA_TYPE=bf16 -DZ_TYPE=bf16 -DB_TYPE=bf16 -DC_TYPE=bf16 -DN=16 -DLANES=8 -DSTATES=2 -DSTEPS=64 -DTHREADS=128 -DBLOCKS=4 -DPACKED=true -DUNROLL=8 -DSOFTPLUS=1 -DALIGNED=true -DALIGNED_INPUTS=true -DPASS=2
 #include "selective_scan.cuh"
 
 #define TILE_CHANNELS (THREADS / LANES)                  // of a block
@@ -96,12 +96,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan(con
     Raw<Z_TYPE, E> now_z, next_z;
     Raw<DELTA_TYPE, E> next_delta;
     Octet next_inputs[HELD_OCTETS];
-    auto load = [&](int start) {                         // the tile from start on
-        const int mine = owner && exists ? end - start - q * E : 0;
-        load_tile_inputs<B_TYPE, C_TYPE, ALIGNED_INPUTS>(next_inputs, B, a.by_B, C, a.by_C, end - start, PASS != 1);
+    // A channel that does not exist reads channel 0: nothing of it is written.
+    auto load_tile = [&](int left, auto whole) {
+        constexpr bool WHOLE = decltype(whole)::value;
+        const int mine = WHOLE ? E : owner ? left - q * E : 0;
+        load_tile_inputs<B_TYPE, C_TYPE, ALIGNED_INPUTS, WHOLE>(next_inputs, B, a.by_B, C, a.by_C, left, PASS != 1);
         load_steps<DELTA_TYPE, E, ALIGNED>(next_delta.words, delta, a.by_delta.time, mine);
         load_steps<U_TYPE, E, ALIGNED>(next_u.words, u, a.by_u.time, mine);
         if (PASS != 1 && a.z) load_steps<Z_TYPE, E, ALIGNED>(next_z.words, z, a.by_z.time, mine);
+    };
+    auto load = [&](int start) {                         // the tile from start on
+        if (STEPS % LANES == 0 && end - start >= STEPS) load_tile(STEPS, Flag<true>());
+        else load_tile(end - start, Flag<false>());
         B += STEPS * a.by_B.time;
         C += STEPS * a.by_C.time;
         delta += STEPS * a.by_delta.time;
@@ -140,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan(con
     for (int start = begin; start < end; start += STEPS, turn ^= 1) {
         if (!AHEAD) load(start);
         const int left = end - start - q * E;            // steps that exist, of those that this lane owns
-        const INPUT* inputs = shared.inputs[turn] + q * 2 * STATES;
+        const INPUT* inputs = shared.inputs[turn] + q * (PACKED ? 4 : 2) * STATES;
         store_tile_inputs<B_TYPE, C_TYPE>(shared.inputs[turn], next_inputs);
         if (owner) {
 #pragma unroll
@@ -178,17 +184,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan(con
             float y[8];
 #pragma unroll
             for (int i = 0; i < 8; i += 2) {
-                float dt[2], du[2];
+                float dt[2], du[2], Bt[2][STATES], Ct[2][STATES];
                 read_steps<2>(own_steps + step_at(block * 8 + i), dt, du);
+                read_two_steps(inputs, block * 8 + i, Bt, Ct);
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
-                    float Bt[STATES], Ct[STATES];
-                    if (PASS == 1) read_B(inputs, block * 8 + i + j, Bt);
-                    else read_inputs(inputs, block * 8 + i + j, Bt, Ct);
 #pragma unroll
                     for (int s = 0; s < STATES; s++) {
-                        h[s] = fmaf(exp2_fast(dt[j] * A[s]), h[s], du[j] * Bt[s]);
-                        if (PASS != 1) y[i + j] = s == 0 ? h[s] * Ct[s] : fmaf(h[s], Ct[s], y[i + j]);
+                        h[s] = fmaf(exp2_fast(dt[j] * A[s]), h[s], du[j] * Bt[j][s]);
+                        if (PASS != 1) y[i + j] = s == 0 ? h[s] * Ct[j][s] : fmaf(h[s], Ct[j][s], y[i + j]);
                     }
                 }
             }

@@ -14,6 +14,7 @@
 
 struct Strides { i64 row, channel, time; };
 
+template <bool VALUE> struct Flag { static constexpr bool value = VALUE; };
 template <class X, class Y> struct Same { static constexpr bool yes = false; };
 template <class X> struct Same<X, X> { static constexpr bool yes = true; };
 
@@ -88,14 +89,15 @@ template <class T, bool ALIGNED_16> DEVICE void store_steps(T* p, i64 stride, in
 #define HELD_OCTETS ((OCTETS + THREADS - 1) / THREADS)
 struct Octet { u32 words[8]; };
 
-template <class TB, class TC, bool ALIGNED_16>
+// WHOLE: all steps of the tile exist, so that nothing has to be asked for each.
+template <class TB, class TC, bool ALIGNED_16, bool WHOLE = false>
 DEVICE void load_tile_inputs(Octet (&to)[HELD_OCTETS], const TB* B, const Strides& b, const TC* C, const Strides& c, int left, bool with_C = true) {
 #pragma unroll
     for (int j = 0; j < HELD_OCTETS; j++) {
         const int i = threadIdx.x + j * THREADS, n = i % PADDED, oct = i / WIDTH;
         const bool second = i / PADDED % 2;
         if (OCTETS % THREADS != 0 && i >= OCTETS) break;
-        const int mine = (PADDED > N && n >= N) || (second && !with_C) ? 0 : left - oct * 8;
+        const int mine = (PADDED > N && n >= N) || (second && !with_C) ? 0 : WHOLE ? 8 : left - oct * 8;
         if constexpr (Same<TB, TC>::yes) {
             const i64 time = ALIGNED_16 ? 1 : second ? c.time : b.time;
             load_steps<TB, 8, ALIGNED_16>(to[j].words, (second ? C : B) + n * (second ? c.channel : b.channel) + oct * 8 * time, time, mine);
@@ -123,15 +125,15 @@ template <class TB, class TC> DEVICE void store_tile_inputs(float* to, const Oct
     }
 }
 
-// The same for types of 16 bits each, which stay as they are.
+// The same for types of 16 bits each, which stay as they are, as [two steps][lane][step][S of B, S of C].
 template <class TB, class TC> DEVICE void store_tile_inputs(u16* to, const Octet (&from)[HELD_OCTETS]) {
 #pragma unroll
     for (int j = 0; j < HELD_OCTETS; j++) {
         const int i = threadIdx.x + j * THREADS, n = i % PADDED, second = i / PADDED % 2, oct = i / WIDTH;
         if (OCTETS % THREADS != 0 && i >= OCTETS) break;
-        u16* at = to + oct * 8 * WIDTH + n / STATES * 2 * STATES + second * STATES + n % STATES;
+        u16* at = to + oct * 8 * WIDTH + n / STATES * 4 * STATES + second * STATES + n % STATES;
 #pragma unroll
-        for (int k = 0; k < 8; k++) at[k * WIDTH] = (u16)(from[j].words[k / 2] >> (k % 2 * 16));
+        for (int k = 0; k < 8; k++) at[k / 2 * 2 * WIDTH + k % 2 * 2 * STATES] = (u16)(from[j].words[k / 2] >> (k % 2 * 16));
     }
 }
 
@@ -183,18 +185,19 @@ DEVICE void read_inputs(const float* p, int t, float (&B)[STATES], float (&C)[ST
 #pragma unroll
     for (int s = 0; s < STATES; s++) { B[s] = x[s]; C[s] = x[STATES + s]; }
 }
-// Of 16 bits each; a lane has an even number of them.
-DEVICE void read_B(const u16* p, int t, float (&B)[STATES]) {
-    u32 words[(STATES + 1) / 2];
-    read_vector(p + t * WIDTH, words);
-#pragma unroll
-    for (int s = 0; s < STATES; s++) B[s] = get<B_TYPE>(words, s);
+// B and C of steps t and t + 1; p is where the lane's are in steps 0 and 1.
+DEVICE void read_two_steps(const float* p, int t, float (&B)[2][STATES], float (&C)[2][STATES]) {
+    read_inputs(p, t, B[0], C[0]);
+    read_inputs(p, t + 1, B[1], C[1]);
 }
-DEVICE void read_inputs(const u16* p, int t, float (&B)[STATES], float (&C)[STATES]) {
-    u32 words[STATES];
+DEVICE void read_two_steps(const u16* p, int t, float (&B)[2][STATES], float (&C)[2][STATES]) {
+    u32 words[2 * STATES];
     read_vector(p + t * WIDTH, words);
 #pragma unroll
-    for (int s = 0; s < STATES; s++) { B[s] = get<B_TYPE>(words, s); C[s] = get<C_TYPE>(words, STATES + s); }
+    for (int s = 0; s < STATES; s++) {
+        B[0][s] = get<B_TYPE>(words, s); C[0][s] = get<C_TYPE>(words, STATES + s);
+        B[1][s] = get<B_TYPE>(words, 2 * STATES + s); C[1][s] = get<C_TYPE>(words, 3 * STATES + s);
+    }
 }
 
 // S states of a lane in memory [.., n]; those behind n are zero. State s ^ order is number s.

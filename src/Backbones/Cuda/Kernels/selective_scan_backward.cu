@@ -159,16 +159,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) selective_scan_bac
     auto at = [&](auto* p, const Strides& by, int start) {
         return p + row * by.row + c * by.channel + (i64)(start + q * E) * (ALIGNED ? 1 : by.time);
     };
+    auto load_tile = [&](int start, bool back, auto whole) {
+        constexpr bool WHOLE = decltype(whole)::value;
+        const int mine = WHOLE ? E : owner && exists ? a.length - start - q * E : 0;
+        load_steps<DELTA_TYPE, E, ALIGNED>(next_delta.words, at(a.delta, a.by_delta, start), a.by_delta.time, mine);
+        if (PASS != 1) load_steps<U_TYPE, E, ALIGNED>(next_u.words, at(a.u, a.by_u, start), a.by_u.time, mine);
+        load_tile_inputs<B_TYPE, C_TYPE, ALIGNED_INPUTS, WHOLE>(next_inputs, B + (i64)start * (ALIGNED_INPUTS ? 1 : a.by_B.time), a.by_B,
+            C + (i64)start * (ALIGNED_INPUTS ? 1 : a.by_C.time), a.by_C, a.length - start, back);
+        if (!back) return;
+        if (GATED) load_steps<Z_TYPE, E, ALIGNED>(next_z.words, at(a.z, a.by_z, start), a.by_z.time, mine);
+        load_steps<G_TYPE, E, ALIGNED>(next_g.words, at(a.grad_out, a.by_grad_out, start), a.by_grad_out.time, a.grad_out ? mine : 0);
+    };
     auto load = [&](int chunk, int visit) {
         const int tile = PASS == 1 ? TILES - 1 - visit : visit < TILES ? visit : 2 * TILES - 2 - visit;
         const bool back = PASS == 1 || visit >= TILES - 1;
-        const int start = chunk * CHUNK + tile * STEPS, mine = owner && exists ? a.length - start - q * E : 0, mine_back = back ? mine : 0;
-        load_steps<DELTA_TYPE, E, ALIGNED>(next_delta.words, at(a.delta, a.by_delta, start), a.by_delta.time, mine);
-        if (PASS != 1) load_steps<U_TYPE, E, ALIGNED>(next_u.words, at(a.u, a.by_u, start), a.by_u.time, mine);
-        if (GATED) load_steps<Z_TYPE, E, ALIGNED>(next_z.words, at(a.z, a.by_z, start), a.by_z.time, mine_back);
-        load_steps<G_TYPE, E, ALIGNED>(next_g.words, at(a.grad_out, a.by_grad_out, start), a.by_grad_out.time, a.grad_out ? mine_back : 0);
-        load_tile_inputs<B_TYPE, C_TYPE, ALIGNED_INPUTS>(next_inputs, B + (i64)start * (ALIGNED_INPUTS ? 1 : a.by_B.time), a.by_B,
-            C + (i64)start * (ALIGNED_INPUTS ? 1 : a.by_C.time), a.by_C, a.length - start, back);
+        const int start = chunk * CHUNK + tile * STEPS;
+        if (STEPS % LANES == 0 && exists && a.length - start >= STEPS) load_tile(start, back, Flag<true>());
+        else load_tile(start, back, Flag<false>());
         if (PASS != 1 && visit == 0) load_states(a.checkpoints + ((row * (i64)chunks + chunk) * a.channels + c) * N, q, order, next_h);
     };
     // The sums of the block over its warps, of the tile from `start` on.
