@@ -104,6 +104,14 @@ DEVICE Words read_fresh(const Words* p) {
 
 // --- The sums of a warp: one tile by B ---
 #if TENSOR_CORES
+// 16 bytes into shared memory, or zeros, without a register in between; there after copies_arrived(). By way of the first-level
+// cache (.ca): the other blocks of the multiprocessor read the same, and what goes past that cache waits behind the weights.
+DEVICE void copy_ahead(Words* to, const Words* from, bool exists) {
+    asm volatile("{ .reg .u64 shared; cvta.to.shared.u64 shared, %0; cp.async.ca.shared.global [shared], [%1], 16, %2; }"
+        :: "l"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
+}
+DEVICE void copies_arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 DEVICE void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, bf16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -130,6 +138,20 @@ template <int COLUMNS> struct Inputs {
                 if (group >= groups(COLUMNS) || b >= B) continue;
                 high[s][half] = x[(group * B + b) * 4 + t];
                 low[s][half] = x[((groups(COLUMNS) + group) * B + b) * 4 + t];
+            }
+    }
+
+    // From where Product::stage left them for COUNT rows of steps; `at`: the first row of the step.
+    template <int COUNT> DEVICE void take(const Words* staged, int at) {
+        const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+#pragma unroll
+        for (int s = 0; s < SETS; s++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                high[s][half] = low[s][half] = Words{0, 0, 0, 0};
+                if (8 * s + g >= B) continue;
+                high[s][half] = staged[(half * COUNT + at + 8 * s + g) * 4 + t];
+                low[s][half] = staged[((2 + half) * COUNT + at + 8 * s + g) * 4 + t];
             }
     }
 };
@@ -238,7 +260,11 @@ struct Nothing { DEVICE void operator()() const {} };
 template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
     static constexpr int C2 = COLUMNS2 == 0 ? COLUMNS : COLUMNS2;
     static constexpr int BLOCKS = tiles(ROWS), STEPS1 = steps(COLUMNS), STEPS = STEPS1 + steps(COLUMNS2), AHEAD = steps_ahead(STEPS), ROUNDS = divide_up(STEPS, AHEAD);
-    static constexpr int WORDS = divide_up(WARPS * TILE * B, 4);
+    // Few rows leave most lanes without activations to read, and registers room for those of one step: a step after another would
+    // wait for the second-level cache. So they are all copied into shared memory first.
+    static constexpr int COUNT = STEPS * B, STAGE = COUNT * 16;  // of a warp: rows of its steps; words
+    static constexpr bool STAGED = TENSOR_CORES && WARPS * STAGE * 16 <= 24 << 10;
+    static constexpr int PARTIAL = divide_up(WARPS * TILE * B, 4), WORDS = PARTIAL + (STAGED ? WARPS * STAGE : 0);
 
     const TYPE *w, *w2;
     int first;
@@ -268,8 +294,38 @@ template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
         return read_weights<C>(row, 2 * pair * GROUP + (threadIdx.x & 7) * VECTOR);
     }
 
-    DEVICE void use(Sums& sums, const Words (&from)[2], int step, const Words* x, const Words* x2) const {
+#if TENSOR_CORES
+    // To [half and part][row of a step][4 lanes].
+    DEVICE static void stage(const Words* x, const Words* x2, Words* staged) {
+        const int warp = threadIdx.x >> 5, t = threadIdx.x & 3;
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 8) {
+            const int at = i + ((threadIdx.x & 31) >> 2), step = at / B, b = at % B;
+            if (at >= COUNT) break;
+            const bool one = COLUMNS2 == 0 || step < STEPS1;
+            const int count = one ? groups(COLUMNS) : groups(C2), pair = (one ? step : step - STEPS1) * WARPS + warp;
+            const Words* from = one ? x : x2;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const int group = 2 * pair + j % 2;
+                copy_ahead(staged + (j * COUNT + at) * 4 + t, from + (group < count ? ((j / 2 * count + group) * B + b) * 4 + t : 0), group < count);
+            }
+        }
+        copies_arrived();
+        __syncwarp();
+    }
+#endif
+
+    DEVICE void use(Sums& sums, const Words (&from)[2], int step, const Words* x, const Words* x2, const Words* staged) const {
         const int warp = threadIdx.x >> 5;
+#if TENSOR_CORES
+        if constexpr (STAGED) {
+            Inputs<COLUMNS> inputs;
+            inputs.template take<COUNT>(staged, step * B);
+            sums.add(from, inputs);
+            return;
+        }
+#endif
         if (COLUMNS2 == 0 || step < STEPS1) {
             Inputs<COLUMNS> inputs;
             inputs.load(x, step * WARPS + warp);
@@ -286,17 +342,21 @@ template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
     template <class Finish, class Beside = Nothing> DEVICE void run(const Words* x, const Words* x2, Words* partial, Finish finish, Beside beside = Beside()) {
         Sums sums;
         sums.clear();
+        Words* staged = partial + PARTIAL + (threadIdx.x >> 5) * STAGE;
+#if TENSOR_CORES
+        if constexpr (STAGED) stage(x, x2, staged);
+#endif
 #pragma unroll 1
         for (int round = 0; round < ROUNDS - 1; round++)
 #pragma unroll
             for (int i = 0; i < AHEAD; i++) {
                 const int step = round * AHEAD + i;
-                use(sums, ahead[i], step, x, x2);
+                use(sums, ahead[i], step, x, x2, staged);
                 if (STEPS % AHEAD == 0 || step + AHEAD < STEPS) load(ahead[i], step + AHEAD);
             }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if ((ROUNDS - 1) * AHEAD + i < STEPS) use(sums, ahead[i], (ROUNDS - 1) * AHEAD + i, x, x2);
+            if ((ROUNDS - 1) * AHEAD + i < STEPS) use(sums, ahead[i], (ROUNDS - 1) * AHEAD + i, x, x2, staged);
 
         beside();
         float* own = (float*)partial;

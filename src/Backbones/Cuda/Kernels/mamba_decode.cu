@@ -54,7 +54,7 @@ typedef Product<E, D> Input;
 typedef Product<SELECTED, E> Select;
 typedef Product<D, E> Output;
 SPREAD(input, Input::BLOCKS, Input::WORDS)
-SPREAD(select, Input::BLOCKS + Select::BLOCKS, Input::WORDS)
+SPREAD(select, Input::BLOCKS + Select::BLOCKS, most(Input::WORDS, Select::WORDS))
 SPREAD(output, Output::BLOCKS, Output::WORDS)
 
 #if FOLD_NORM
