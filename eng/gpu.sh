@@ -67,6 +67,7 @@ tests() {
 gpu_tests() {
   local status=0
   "$app/MambaVL.Tests.Runner" --verbose --class Cuda --class KernelCompilation || status=$?
+  "$app/MambaVL.Tests.Runner" --verbose --assembly MambaVL.Trainers.Tests --class OnAGpu || status=$?
   MAMBAVL_TEST_DEVICE=cuda "$app/MambaVL.Tests.Runner" --trait Category=Parity || status=$?
   return $status
 }

@@ -68,6 +68,7 @@ internal sealed class CudaAdamW : IDisposable
         public nint Weights, Mean, Square, Wide, Narrow, Working, Norm;
         public long Count;
         public float Rate, Decay, Beta1, Beta2, Rest1, Rest2, RootScale, Epsilon;
+        public int ClearWide, ClearNarrow;
     }
 
     /// <summary>Measures the gradients, before the first <see cref="Update"/> of a step.</summary>
@@ -93,6 +94,8 @@ internal sealed class CudaAdamW : IDisposable
 
     /// <summary>Changes a range of the weights by their gradients, which are then zero, and of the working copy. Where the norm is
     /// no number, only the gradients change.</summary>
+    /// <remarks>Without <paramref name="clears"/>, the gradients of the last micro-batch stay as they are: for whoever writes over
+    /// them next. Those of earlier ones, which are always added to, are zero in any case.</remarks>
     /// <param name="weights">[N] of float32.</param>
     /// <param name="mean">The mean of the gradients, [N] of float32.</param>
     /// <param name="square">The mean of their squares, [N] of float32.</param>
@@ -103,8 +106,9 @@ internal sealed class CudaAdamW : IDisposable
     /// <param name="start">The first weight of the range.</param>
     /// <param name="count">Weights of the range.</param>
     /// <param name="step">What is done to them.</param>
+    /// <param name="clears">Whether <paramref name="gradients"/> and <paramref name="narrow"/> are set to zero.</param>
     /// <exception cref="ArgumentException">A tensor has another device, type or shape, or the range is outside.</exception>
-    public void Update(Tensor weights, Tensor mean, Tensor square, Tensor gradients, Tensor? earlier, Tensor? narrow, Tensor? working, long start, long count, in AdamWStep step)
+    public void Update(Tensor weights, Tensor mean, Tensor square, Tensor gradients, Tensor? earlier, Tensor? narrow, Tensor? working, long start, long count, in AdamWStep step, bool clears = true)
     {
         Check(gradients, earlier, narrow, working);
         CudaArguments.FitsContiguous(weights, nameof(weights), _gpu, ScalarType.Float32, "(N)", _count);
@@ -124,6 +128,7 @@ internal sealed class CudaAdamW : IDisposable
                 Narrow = Rest(narrow), Working = Rest(working), Norm = CudaTensor.Pointer(Norm), Count = to - from,
                 Rate = (float)(step.LearningRate / correct1), Decay = (float)(step.LearningRate * step.WeightDecay), Beta1 = (float)step.Beta1, Beta2 = (float)step.Beta2,
                 Rest1 = (float)(1 - step.Beta1), Rest2 = (float)(1 - step.Beta2), RootScale = (float)(1 / Math.Sqrt(correct2)), Epsilon = (float)step.Epsilon,
+                ClearWide = clears || from >= _kept ? 1 : 0, ClearNarrow = clears ? 1 : 0,
             });
 
             nint Floats(Tensor t) => CudaTensor.Pointer(t) + (nint)from * sizeof(float);

@@ -11,17 +11,19 @@ namespace MambaVL.Models;
 // keep every result, in four matrix products and four kernels. For autograd the whole stack is one node.
 //
 // The backward pass keeps of each layer, for each token and in the model's precision: the residual stream (d numbers, in its own
-// precision), uz (2e), selected (r + 2n), y (e), and the scan's states (e n / 64 of float32). The input of in_proj, the
-// convolution's output and delta are computed again from these: they are cheap, and would double what is kept.
+// precision), uz (2e), selected (r + 2n), y (e), and the scan's states (e n / 64 of float32); and of each layer A (e n of float32).
+// The input of in_proj, the convolution's output and delta are computed again from these: they are cheap, and would double what is
+// kept. The weights are not kept: the backward pass takes them as they are then, but for A. Autograd would refuse a weight that was
+// changed in place between the two; here that is the caller's affair.
 //
 // Memory of activations, R = b * l:
 //   normed, out     (R, d)        a row for each token
 //   uz, u, delta, y (2e, R), (e, R)   a row for each channel, the rows of the batch inside
 // so that every product is a plain one of two matrices, and the scan finds time contiguous.
 //
-// Gradients of parameters are added to Parameter.grad by the products that make them, or become it where there is none. They do
-// not pass through autograd: hooks of parameters and autograd.grad for parameters see nothing of them. That saves a copy of all
-// gradients, in memory and in time.
+// Gradients of parameters are added to Parameter.grad by the products that make them, or become it where there is none: in the
+// place that a PlacedParameter has for it, whatever lies there. They do not pass through autograd: hooks of parameters and
+// autograd.grad for parameters see nothing of them. That saves a copy of all gradients, in memory and in time.
 
 /// <summary>The layers of a Mamba by kernels, without autograd in between.</summary>
 /// <param name="model">The layers; they stay the model's.</param>
@@ -33,7 +35,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
     public const int Alignment = 8;
 
     /// <summary>What a layer leaves behind for its backward pass.</summary>
-    public const int KeptTensors = 5;
+    public const int KeptTensors = 6;
 
     private int Layers => model.layers.Count;
 
@@ -80,6 +82,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             hiddenStates?.Add(sum);
 
             if (kept is not null || i == 0) w.NewResults();
+            kernels.StateMatrix(new() { Log = CudaTensor.Pointer(mixer.A_log), A = CudaTensor.Pointer(w.A), Count = (int)(w.Channels * config.StateSize) });
             w.UZ.addmm_(mixer.in_proj.weight, w.NormedT, beta: 0);                                  // (2e, R)
             if (mixer.in_proj.bias is { } inBias) w.UZ.add_(inBias.unsqueeze(1));
             Convolve(w, mixer, state?.Convolution[i]);                                              // (e, R)
@@ -89,7 +92,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             state?.Scan[i].copy_(last);
             w.Out.addmm_(w.YT, mixer.out_proj.weight.t(), beta: 0);                                 // (R, d)
             if (mixer.out_proj.bias is { } outBias) w.Out.add_(outBias);
-            if (kept is not null) kept.AddRange([sum, w.UZ, w.Selected, w.Y, checkpoints!]);
+            if (kept is not null) kept.AddRange([sum, w.UZ, w.Selected, w.Y, w.A, checkpoints!]);
             else last.Dispose();
         }
         return residual + w.Out;
@@ -110,8 +113,8 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             using var scope = NewDisposeScope();
             var (norm, mixer) = (model.layers[i].norm, model.layers[i].mixer);
             var at = i * KeptTensors;
-            var (sum, checkpoints) = (kept[at], kept[at + 4]);
-            w.Take(kept[at + 1], kept[at + 2], kept[at + 3]);
+            var (sum, checkpoints) = (kept[at], kept[at + 5]);
+            w.Take(kept[at + 1], kept[at + 2], kept[at + 3], kept[at + 4]);
 
             // What the forward pass did not keep.
             Convolve(w, mixer, null);
@@ -149,18 +152,18 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
 
     private void NormBackward(Workspace w, Norm norm, Tensor sum, bool again)
     {
-        using var weight = Target(norm.weight, out var addWeight);
-        using var bias = Target(norm.bias, out var addBias);
-        if (weight is not null && bias is not null && addWeight != addBias) (addWeight ? bias : weight).zero_();
-        var (part, add) = (CudaTensor.Pointer(w.NormParts), addWeight || addBias);
+        var (weight, bias) = (new Target(norm.weight), new Target(norm.bias));
+        var (part, add) = (CudaTensor.Pointer(w.NormParts), Target.AddToBoth(weight, bias));
         kernels.NormBackward(new()
         {
             Sum = CudaTensor.Pointer(sum), Weight = CudaTensor.Pointer(norm.weight), Bias = CudaTensor.Pointer(norm.bias),
             GradNormed = CudaTensor.Pointer(w.NormedGradient), GradSum = CudaTensor.Pointer(w.Stream), GradResidual = CudaTensor.Pointer(w.Stream),
             GradX = ReferenceEquals(w.OutGradient, w.Stream) ? 0 : CudaTensor.Pointer(w.OutGradient), Normed = again ? CudaTensor.Pointer(w.Normed) : 0,
-            PartWeight = weight is null ? 0 : part, PartBias = bias is null ? 0 : part + (nint)(kernels.NormBlocks * w.Width * sizeof(float)),
+            PartWeight = weight.Memory is null ? 0 : part, PartBias = bias.Memory is null ? 0 : part + (nint)(kernels.NormBlocks * w.Width * sizeof(float)),
             Rows = w.Tokens, Epsilon = (float)norm.eps,
-        }, CudaTensor.Pointer(weight), CudaTensor.Pointer(bias), add);
+        }, weight.Pointer, bias.Pointer, add);
+        weight.Written();
+        bias.Written();
     }
 
     // u of uz.
@@ -177,68 +180,96 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
 
     private void ConvolveBackward(Workspace w, MambaMixer mixer)
     {
-        using var weight = Target(mixer.conv1d.weight, out var addWeight);
-        using var bias = Target(mixer.conv1d.bias, out var addBias);
-        if (weight is not null && bias is not null && addWeight != addBias) (addWeight ? bias : weight).zero_();
+        var (weight, bias) = (new Target(mixer.conv1d.weight), new Target(mixer.conv1d.bias));
+        var add = Target.AddToBoth(weight, bias);
         kernels.ConvolveBackward(new()
         {
             U = CudaTensor.Pointer(w.UZ), Weight = CudaTensor.Pointer(mixer.conv1d.weight), Bias = CudaTensor.Pointer(mixer.conv1d.bias),
-            GradY = CudaTensor.Pointer(w.UGradient), GradYMore = CudaTensor.Pointer(w.Delta), GradU = CudaTensor.Pointer(w.UZGradient), GradWeight = CudaTensor.Pointer(weight), GradBias = CudaTensor.Pointer(bias),
+            GradY = CudaTensor.Pointer(w.UGradient), GradYMore = CudaTensor.Pointer(w.Delta), GradU = CudaTensor.Pointer(w.UZGradient), GradWeight = weight.Pointer, GradBias = bias.Pointer,
             URow = w.Padded, UChannel = w.Tokens, GradYRow = w.Padded, GradYChannel = w.Tokens, GradURow = w.Padded, GradUChannel = w.Tokens,
-            Rows = (int)w.Rows, Channels = (int)w.Channels, Length = w.Length, Add = addWeight || addBias ? 1 : 0,
+            Rows = (int)w.Rows, Channels = (int)w.Channels, Length = w.Length, Add = add ? 1 : 0,
         });
+        weight.Written();
+        bias.Written();
     }
 
-    private ScanArguments Arguments(Workspace w, MambaMixer mixer, Tensor? state)
-    {
-        kernels.StateMatrix(new() { Log = CudaTensor.Pointer(mixer.A_log), A = CudaTensor.Pointer(w.A), Count = (int)(w.Channels * config.StateSize) });
-        return new(w.UInTime, w.DeltaInTime, w.A, w.B, w.C, mixer.D, w.Z, mixer.dt_proj.bias, true, state);
-    }
+    private static ScanArguments Arguments(Workspace w, MambaMixer mixer, Tensor? state)
+        => new(w.UInTime, w.DeltaInTime, w.A, w.B, w.C, mixer.D, w.Z, mixer.dt_proj.bias, true, state);
 
     private void AddFloats(Workspace w, MambaMixer mixer, Tensor gradA, Tensor gradD, Tensor gradBias)
     {
-        using var log = Target(mixer.A_log, out var addLog);
-        using var d = Target(mixer.D, out var addD);
-        using var bias = Target(mixer.dt_proj.bias, out var addBias);
-        if (log is null && d is null && bias is null) return;
+        var (log, d, bias) = (new Target(mixer.A_log), new Target(mixer.D), new Target(mixer.dt_proj.bias));
+        if (log.Memory is null && d.Memory is null && bias.Memory is null) return;
         kernels.FloatGradients(new()
         {
             A = CudaTensor.Pointer(w.A), GradA = CudaTensor.Pointer(gradA), GradD = CudaTensor.Pointer(gradD), GradBias = CudaTensor.Pointer(gradBias),
-            Log = CudaTensor.Pointer(log), D = CudaTensor.Pointer(d), Bias = CudaTensor.Pointer(bias), Channels = (int)w.Channels, States = (int)config.StateSize,
-            AddLog = addLog ? 1 : 0, AddD = addD ? 1 : 0, AddBias = addBias ? 1 : 0,
+            Log = log.Pointer, D = d.Pointer, Bias = bias.Pointer, Channels = (int)w.Channels, States = (int)config.StateSize,
+            AddLog = log.Adds ? 1 : 0, AddD = d.Adds ? 1 : 0, AddBias = bias.Adds ? 1 : 0,
         });
-    }
-
-    // The memory of a parameter's gradient, made where there is none, for a kernel to write to or to add to; null where none is wanted.
-    private static Tensor? Target(Parameter? parameter, out bool add)
-    {
-        add = false;
-        if (parameter is not { requires_grad: true }) return null;
-        var gradient = parameter.grad;
-        if (add = gradient is not null)
-        {
-            if (gradient!.dtype != parameter.dtype || !gradient.is_contiguous())
-                throw new InvalidOperationException($"A gradient is {gradient.dtype} with strides [{string.Join(", ", gradient.stride())}]; expected {parameter.dtype} and contiguous, to be added to.");
-            return gradient;
-        }
-        parameter.grad = gradient = empty_like(parameter);
-        return gradient;
+        log.Written();
+        d.Written();
+        bias.Written();
     }
 
     // Adds a b to the gradient.
     private static void Add(Parameter parameter, Tensor a, Tensor b)
     {
-        if (!parameter.requires_grad) return;
-        using var gradient = parameter.grad;
-        if (gradient is not null) gradient.addmm_(a, b);
-        else parameter.grad = a.mm(b);
+        var target = new Target(parameter);
+        target.Memory?.addmm_(a, b, beta: target.Adds ? 1 : 0);
+        target.Written();
     }
 
     private static void Add(Parameter parameter, Tensor value)
     {
-        using var gradient = parameter.grad;
-        if (gradient is not null) gradient.add_(value);
-        else parameter.grad = value;
+        var target = new Target(parameter);
+        if (target.Adds) target.Memory!.add_(value);
+        else target.Memory?.copy_(value);
+        target.Written();
+    }
+
+    /// <summary>The memory of a parameter's gradient, to write to or to add to. Only what was written becomes the gradient: a pass
+    /// that fails before leaves none, and not what lay there.</summary>
+    private readonly struct Target
+    {
+        private readonly Parameter? _parameter;
+
+        /// <param name="parameter">None, or one that wants no gradient: there is no memory.</param>
+        public Target(Parameter? parameter)
+        {
+            if (parameter is not { requires_grad: true }) return;
+            _parameter = parameter;
+            Memory = parameter.grad;
+            Adds = Memory is not null;
+            Memory ??= parameter is PlacedParameter placed ? placed.Place : empty_like(parameter);
+        }
+
+        /// <summary>In the caller's dispose scope, or its owner's.</summary>
+        public Tensor? Memory { get; }
+
+        /// <summary>Whether it holds a gradient.</summary>
+        public bool Adds { get; }
+
+        /// <summary>For a kernel; 0 where no gradient is wanted.</summary>
+        public nint Pointer => Memory is null || (Memory.dtype == _parameter!.dtype && Memory.is_contiguous()) ? CudaTensor.Pointer(Memory)
+            : throw new InvalidOperationException($"A gradient is {Memory.dtype} with strides [{string.Join(", ", Memory.stride())}]; expected {_parameter.dtype} and contiguous, to be added to.");
+
+        /// <summary>For a kernel that adds to both or to none: whether it adds. Where one of two is there, the other becomes zero.</summary>
+        public static bool AddToBoth(Target a, Target b)
+        {
+            if (a.Memory is not null && b.Memory is not null && a.Adds != b.Adds) (a.Adds ? b : a).Memory!.zero_();
+            return a.Adds || b.Adds;
+        }
+
+        /// <summary>What writes the memory was launched: it is the gradient.</summary>
+        public void Written()
+        {
+            if (_parameter is PlacedParameter placed)
+            {
+                // A gradient elsewhere stays there, and was added to.
+                if (!Adds || placed.IsInPlace) placed.Written(anew: !Adds);
+            }
+            else if (!Adds && _parameter is not null) _parameter.grad = Memory;
+        }
     }
 
     /// <summary>The activations of one layer, and of the next, and of the next: memory and views of it that are made once. In the
@@ -248,7 +279,7 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
         private readonly Device _device;
         private readonly ScalarType _type;
         private readonly long _states, _rank;
-        private Tensor? _uz, _selected, _y;
+        private Tensor? _uz, _selected, _y, _a;
 
         public Workspace(FusedMamba owner, Tensor x, int length, bool backward)
         {
@@ -261,7 +292,6 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
             U = New(_type, Channels, Tokens);
             Delta = New(_type, Channels, Tokens);
             (UInTime, DeltaInTime) = (InTime(U, 0, Channels), InTime(Delta, 0, Channels));
-            A = New(ScalarType.Float32, Channels, _states);
             Out = Normed;
             if (!backward)
             {
@@ -301,13 +331,13 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
         public Tensor UInTime { get; }          // (b, e, l)
         public Tensor Delta { get; }            // (e, R)
         public Tensor DeltaInTime { get; }      // (b, e, l)
-        public Tensor A { get; }                // (e, n)
         public Tensor Out { get; }              // (R, d)
 
         // What the backward pass needs of a layer.
         public Tensor UZ => _uz!;               // (2e, R)
         public Tensor Selected => _selected!;   // (r + 2n, R)
         public Tensor Y => _y!;                 // (e, R)
+        public Tensor A => _a!;                 // (e, n)
         public Tensor YT { get; private set; } = null!;          // (R, e)
         public Tensor Z { get; private set; } = null!;           // (b, e, l)
         public Tensor Steps { get; private set; } = null!;       // (r, R)
@@ -335,12 +365,13 @@ internal sealed class FusedMamba(MambaBackbone model, MambaConfig config, IMamba
         public Tensor New(ScalarType type, params long[] shape) => empty(shape, dtype: type, device: _device);
 
         /// <summary>New memory for what a backward pass will need.</summary>
-        public void NewResults() => Take(New(_type, 2 * Channels, Tokens), New(_type, _rank + 2 * _states, Tokens), New(_type, Channels, Tokens));
+        public void NewResults() => Take(New(_type, 2 * Channels, Tokens), New(_type, _rank + 2 * _states, Tokens), New(_type, Channels, Tokens),
+            New(ScalarType.Float32, Channels, _states));
 
         /// <summary>Makes these the layer's.</summary>
-        public void Take(Tensor uz, Tensor selected, Tensor y)
+        public void Take(Tensor uz, Tensor selected, Tensor y, Tensor a)
         {
-            (_uz, _selected, _y) = (uz, selected, y);
+            (_uz, _selected, _y, _a) = (uz, selected, y, a);
             YT = y.t();
             Z = InTime(uz, Channels, Channels);
             Steps = selected.narrow(0, 0, _rank);

@@ -24,8 +24,8 @@ internal sealed class AdamW(long count, Device device, double beta1, double beta
     /// <summary>The mean of their squares, [N] of float32 (v).</summary>
     public Tensor Square { get; } = zeros([count], ScalarType.Float32, device).DetachFromDisposeScope();
 
-    /// <summary>Ends a step: clips the gradients, updates the weights and what the model computes with, and sets the gradients to
-    /// zero. The host waits for nothing.</summary>
+    /// <summary>Ends a step: clips the gradients, updates the weights and what the model computes with, and begins with no
+    /// gradients again. The host waits for nothing.</summary>
     /// <param name="parameters">The weights; all micro-batches but the last have been gathered.</param>
     /// <param name="clip">The greatest norm of the gradients; null: any.</param>
     /// <param name="step">The steps before this one.</param>
@@ -40,7 +40,7 @@ internal sealed class AdamW(long count, Device device, double beta1, double beta
         var norm = parameters.Gradients.norm();
         var scale = clip is { } most ? (most / (norm + 1e-6)).clamp_max(1) : null;
         Update(parameters.Master, parameters.Gradients, parameters.Segments, scale, step, learningRate);
-        parameters.Gradients.zero_();
+        parameters.Clear();
         parameters.Refresh();
         return norm;
     }

@@ -56,6 +56,38 @@ public class CudaAdamWTests(ITestOutputHelper output)
         static Tensor Wide(Tensor t) => t.cpu().to(ScalarType.Float64);
     }
 
+    [SkippableTheory]
+    [InlineData(1_000, 1_000, false), InlineData(100_003, 1_001, false), InlineData(100_003, 1_001, true)]
+    public void GradientsThatAreNotToBeClearedStay(long count, long kept, bool isWide)
+    {
+        var gpu = CudaTesting.Gpu();
+        using var scope = NewDisposeScope();
+        using var random = new Generator(2);
+        Tensor Of(long n) => CudaNumbers.Normal(random, ScalarType.Float32, n);
+        var (weights, mean, square) = (Of(count), Of(count), Of(count).square());
+        var (gradients, earlier, narrow) = (Of(kept), isWide ? Of(count - kept) : null, CudaNumbers.Normal(random, ScalarType.BFloat16, count - kept));
+        using var adam = new CudaAdamW(gpu, count, kept);
+        adam.Measure(gradients, earlier, narrow, 1);
+        var (expected, cleared) = (Copies(), Copies());
+        Update(cleared, clears: true);
+        var results = Copies();
+        // The end of the first range is inside a thread's share.
+        Update(results, clears: false, end: count / 3);
+        Update(results, clears: true, start: count / 3);
+        foreach (var (result, reference, what) in new[] { (results.Weights, cleared.Weights, "weights"), (results.Mean, cleared.Mean, "mean"), (results.Square, cleared.Square, "square"), (results.Working, cleared.Working, "the working copy") })
+            CudaNumbers.SameBits(result, reference, what);
+        var (stayed, stayedNarrow) = (Math.Min(count / 3, kept), Math.Max(0, count / 3 - kept));
+        CudaNumbers.SameBits(results.Gradients.narrow(0, 0, stayed), expected.Gradients.narrow(0, 0, stayed), "gradients");
+        CudaNumbers.SameBits(results.Narrow.narrow(0, 0, stayedNarrow), expected.Narrow.narrow(0, 0, stayedNarrow), "narrow gradients");
+        foreach (var rest in new[] { results.Gradients.narrow(0, stayed, kept - stayed), results.Narrow.narrow(0, stayedNarrow, count - kept - stayedNarrow), results.Earlier })
+            (rest is null || rest.numel() == 0 || rest.eq(0).all().item<bool>()).Should().BeTrue("these are zero");
+
+        (Tensor Weights, Tensor Mean, Tensor Square, Tensor Gradients, Tensor? Earlier, Tensor Narrow, Tensor Working) Copies()
+            => (weights.clone(), mean.clone(), square.clone(), gradients.clone(), earlier?.clone(), narrow.clone(), CudaNumbers.Poisoned(ScalarType.BFloat16, count - kept));
+        void Update((Tensor Weights, Tensor Mean, Tensor Square, Tensor Gradients, Tensor? Earlier, Tensor Narrow, Tensor Working) x, bool clears, long start = 0, long? end = null)
+            => adam.Update(x.Weights, x.Mean, x.Square, x.Gradients, x.Earlier, x.Narrow, x.Working, start, (end ?? count) - start, new(3, LearningRate, Beta1, Beta2, Epsilon, Decay), clears);
+    }
+
     [SkippableFact]
     public void AGradientThatIsNoNumberChangesNoWeight()
     {

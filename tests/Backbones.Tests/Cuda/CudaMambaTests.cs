@@ -74,6 +74,60 @@ public class CudaMambaTests(ITestOutputHelper output)
     }
 
     [SkippableTheory]
+    [InlineData("odd", ScalarType.Float32), InlineData("layer norm", ScalarType.BFloat16), InlineData("biases", ScalarType.Float16), InlineData("real", ScalarType.BFloat16)]
+    public void AReleasedGradientIsWrittenOverAndThenAddedTo(string kind, ScalarType type)
+    {
+        CudaTesting.Gpu();
+        using var scope = NewDisposeScope();
+        using var model = Model(Config(kind), type, new PlacedParameters(type, CUDA));
+        var tolerance = type == ScalarType.Float32 ? 1e-5 : 1e-2;
+        var once = Gradients(model, 2, 65, useKernels: true);
+        PlacedParameters.Poison(model);
+        for (var times = 1; times <= 2; times++)
+        {
+            Backward();
+            foreach (var (name, parameter) in PlacedParameters.OfLayers(model))
+            {
+                parameter.IsInPlace.Should().BeTrue(name);
+                output.Close(parameter.Place, once[name] * times, tolerance, $"{name}, {times} times");
+            }
+        }
+        // Autograd makes gradients where there are none, and knows nothing of places.
+        PlacedParameters.Poison(model);
+        model.backbone.UseKernels = false;
+        Backward();
+        foreach (var (name, parameter) in PlacedParameters.OfLayers(model))
+        {
+            parameter.IsInPlace.Should().BeFalse(name);
+            parameter.Settle();
+            parameter.Place.isfinite().all().item<bool>().Should().BeTrue(name);
+            if (type == ScalarType.Float32) output.Close(parameter.Place, once[name], 1e-4, $"{name}, one operation at a time");
+        }
+
+        void Backward()
+        {
+            var (x, weights) = Inputs(model, 2, 65);
+            (model.Forward(x).to(ScalarType.Float32) * weights).sum().backward();
+        }
+    }
+
+    [SkippableFact]
+    public void TheBackwardPassTakesTheStateMatrixOfTheForwardPass()
+    {
+        CudaTesting.Gpu();
+        using var scope = NewDisposeScope();
+        using var model = Model(Odd, ScalarType.Float32);
+        var once = Gradients(model, 2, 40, useKernels: true);
+        foreach (var p in model.parameters()) p.grad = null;
+        var (x, weights) = Inputs(model, 2, 40);
+        var loss = (model.Forward(x) * weights).sum();
+        using (no_grad())
+            foreach (var layer in model.backbone.layers) layer.mixer.A_log.add_(1);
+        loss.backward();
+        foreach (var (name, parameter) in PlacedParameters.Layers(model)) output.Close(parameter.grad!, once[name], 1e-6, name);
+    }
+
+    [SkippableTheory]
     [InlineData("mamba-ssm"), InlineData("mamba-hf")]
     public void TheReferencesLogitsHiddenStatesGradientsAndIds(string folder)
     {
@@ -177,15 +231,16 @@ public class CudaMambaTests(ITestOutputHelper output)
         }
     }
 
-    private static Mamba Model(MambaConfig config, ScalarType type)
+    private static Mamba Model(MambaConfig config, ScalarType type, ParameterSource? source = null)
     {
-        var model = new Mamba(config, new RandomParameters(1, type).Root);
+        var model = new Mamba(config, (source ?? new RandomParameters(1, type)).Root);
         using var noGradients = no_grad();
-        // First values that make no part too small to be seen.
+        // First values that make no part too small to be seen, and no layer like another.
+        var layer = 0;
         foreach (var (name, parameter) in model.named_parameters())
         {
             if (name.EndsWith("dt_proj.bias")) parameter.add_(3);
-            if (name.EndsWith("A_log")) parameter.sub_(2);
+            if (name.EndsWith("A_log")) parameter.sub_(2 + 0.1 * layer++);
             if (name.EndsWith("bias") && !name.EndsWith("dt_proj.bias")) parameter.add_(0.1);
         }
         foreach (var p in model.parameters()) p.requires_grad_();
@@ -195,9 +250,7 @@ public class CudaMambaTests(ITestOutputHelper output)
 
     private static Dictionary<string, Tensor> Gradients(Mamba model, int b, int l, bool useKernels)
     {
-        using var random = new Generator((ulong)l);
-        var x = randn([b, l, model.HiddenSize], dtype: ScalarType.Float32, generator: random).to(ScalarType.BFloat16).to(model.backbone.embedding.weight.dtype).to(CUDA).requires_grad_();
-        var weights = randn([b, l, model.VocabularySize], dtype: ScalarType.Float32, generator: random).to(CUDA);
+        var (x, weights) = Inputs(model, b, l);
         foreach (var p in model.parameters()) p.grad = null;
         model.backbone.UseKernels = useKernels;
         var logits = model.Forward(x);
@@ -205,6 +258,13 @@ public class CudaMambaTests(ITestOutputHelper output)
         var all = model.named_parameters().Where(p => p.parameter.grad is not null).ToDictionary(p => p.name, p => p.parameter.grad!.clone());
         (all["x"], all["logits"]) = (x.grad!, logits.detach());
         return all;
+    }
+
+    private static (Tensor X, Tensor Weights) Inputs(Mamba model, int b, int l)
+    {
+        using var random = new Generator((ulong)l);
+        var x = randn([b, l, model.HiddenSize], dtype: ScalarType.Float32, generator: random).to(ScalarType.BFloat16).to(model.backbone.embedding.weight.dtype).to(CUDA).requires_grad_();
+        return (x, randn([b, l, model.VocabularySize], dtype: ScalarType.Float32, generator: random).to(CUDA));
     }
 
     private static double Error(Tensor actual, Tensor reference)

@@ -83,6 +83,145 @@ public class FusedMambaTests
         }
     }
 
+    [Theory, MemberData(nameof(Kinds))]
+    public void AReleasedGradientIsWrittenOverAndThenAddedTo(string kind)
+    {
+        using var model = Model(Config(kind), out _, new PlacedParameters());
+        using var scope = NewDisposeScope();
+        var (x, weights) = (Embeddings(2, 13).detach().requires_grad_(), rand(2, 13, 40));
+        var once = Gradients(model, x, weights, useKernels: false);
+        PlacedParameters.Poison(model);
+        model.backbone.UseKernels = true;
+        PlacedParameters.OfLayers(model).Should().AllSatisfy(p => p.Parameter.grad.Should().BeNull("it was released"));
+        for (var i = 1; i <= 2; i++)
+        {
+            Backward(model, x, weights);
+            Same(i);
+        }
+        // Two nodes of one graph; then a graph that is kept.
+        PlacedParameters.Poison(model);
+        ((model.Forward(x) + model.Forward(x)) * weights).sum().backward();
+        Same(2);
+        PlacedParameters.Poison(model);
+        var loss = (model.Forward(x) * weights).sum();
+        loss.backward(retain_graph: true);
+        Same(1);
+        loss.backward();
+        Same(2);
+
+        void Same(int times)
+        {
+            foreach (var (name, parameter) in PlacedParameters.OfLayers(model))
+            {
+                Compare.CloseInNorm(parameter.Place, once[name] * times, 1e-4, $"{name}, {times} times, in its place");
+                Compare.CloseInNorm(parameter.grad!, once[name] * times, 1e-4, $"{name}, {times} times");
+                (parameter.IsInPlace && parameter.IsWritten).Should().BeTrue(name);
+            }
+        }
+    }
+
+    [Theory]
+    [InlineData(false, false), InlineData(true, false), InlineData(false, true), InlineData(true, true)]
+    public void ReleasedGradientsThatAutogradMakesComeToTheirPlaces(bool kernelsFirst, bool together)
+    {
+        using var model = Model(Small, out _, new PlacedParameters());
+        using var scope = NewDisposeScope();
+        var (x, weights) = (Embeddings(2, 8).detach(), rand(2, 8, 40));
+        var once = Gradients(model, x, weights, useKernels: false);
+        PlacedParameters.Poison(model);
+        var logits = new List<Tensor>();
+        foreach (var useKernels in new[] { kernelsFirst, !kernelsFirst })
+        {
+            model.backbone.UseKernels = useKernels;
+            logits.Add(model.Forward(x));
+            if (!together) (logits[^1] * weights).sum().backward();
+        }
+        if (together) ((logits[0] + logits[1]) * weights).sum().backward();
+        foreach (var (name, parameter) in model.named_parameters())
+        {
+            Compare.CloseInNorm(parameter.grad!, once[name] * 2, 1e-4, name);
+            var placed = (PlacedParameter)parameter;
+            placed.Settle();
+            placed.IsInPlace.Should().BeTrue();
+            Compare.CloseInNorm(placed.Place, once[name] * 2, 1e-4, $"{name}, in its place");
+            Compare.CloseInNorm(parameter.grad!, once[name] * 2, 1e-4, name);
+        }
+    }
+
+    [Fact]
+    public void WhatWantsNoGradientStaysReleased()
+    {
+        using var model = Model(Small with { Norm = NormKind.LayerNorm, ProjectionBias = true }, out _, new PlacedParameters());
+        using var scope = NewDisposeScope();
+        var weights = rand(2, 8, 40);
+        var once = Gradients(model, Embeddings(2, 8), weights, useKernels: false);
+        PlacedParameters.Poison(model);
+        var all = PlacedParameters.OfLayers(model);
+        model.backbone.UseKernels = true;
+        for (var i = 0; i < all.Count; i++) all[i].Parameter.requires_grad = i % 3 != 0;
+        Backward(model, Embeddings(2, 8).detach(), weights);
+        for (var i = 0; i < all.Count; i++)
+        {
+            var (name, parameter) = all[i];
+            if (i % 3 == 0) parameter.grad.Should().BeNull(name);
+            parameter.Settle();
+            Compare.CloseInNorm(parameter.Place, i % 3 == 0 ? zeros_like(parameter) : once[name], 1e-4, name);
+        }
+    }
+
+    [Fact]
+    public void APassThatFailsHalfWayLeavesNoGradientThatWasUsed()
+    {
+        using var model = Model(Small with { LayerCount = 2 }, out var kernels, new PlacedParameters());
+        var (failures, written) = (0, 0);
+        for (var at = 1; ; at++)
+        {
+            using var scope = NewDisposeScope();
+            var (x, weights) = (Embeddings(1, 8), rand(1, 8, 40));
+            PlacedParameters.Poison(model);
+            var loss = (model.Forward(x) * weights).sum();
+            kernels.FailsAt = kernels.Calls + at;
+            var backward = () => BackwardErrors.Backward(loss);
+            var calls = kernels.Calls + at;
+            try
+            {
+                backward();
+                break; // it has fewer calls
+            }
+            catch (ArithmeticException)
+            {
+                failures++;
+            }
+            foreach (var (name, parameter) in PlacedParameters.OfLayers(model))
+            {
+                if (parameter.grad is { } gradient) gradient.isfinite().all().item<bool>().Should().BeTrue($"{name} is no gradient of before, after {at} calls");
+                written += parameter.IsInPlace ? 1 : 0;
+                parameter.Settle();
+                parameter.Place.isfinite().all().item<bool>().Should().BeTrue(name);
+            }
+        }
+        failures.Should().Be(2 * 5); // of each layer: convolution, scan, float gradients, convolution and norm backward
+        written.Should().BePositive();
+    }
+
+    [Fact]
+    public void TheBackwardPassTakesTheStateMatrixOfTheForwardPass()
+    {
+        using var model = Model(Small, out var kernels);
+        using var scope = NewDisposeScope();
+        foreach (var p in model.parameters()) p.requires_grad_();
+        var (x, weights) = (Embeddings(2, 8), rand(2, 8, 40));
+        var once = Gradients(model, x, weights, useKernels: true);
+        foreach (var p in model.parameters()) p.grad = null;
+        var before = kernels.StateMatrices;
+        var loss = (model.Forward(x) * weights).sum();
+        using (no_grad())
+            foreach (var layer in model.backbone.layers) layer.mixer.A_log.add_(1);
+        loss.backward();
+        (kernels.StateMatrices - before).Should().Be(3);
+        foreach (var (name, parameter) in PlacedParameters.Layers(model)) Compare.CloseInNorm(parameter.grad!, once[name], 1e-6, name);
+    }
+
     [Fact]
     public void AGraphThatIsKeptGivesItsGradientsTwice()
     {
@@ -187,17 +326,18 @@ public class FusedMambaTests
             Compare.CloseInNorm(parameters[name["grad.".Length..].Replace("embeddings.weight", "embedding.weight")].grad!, fixture[name], 1e-3, name);
     }
 
-    private static Mamba Model(MambaConfig config, out PlainMambaKernels kernels)
+    private static Mamba Model(MambaConfig config, out PlainMambaKernels kernels, ParameterSource? source = null)
     {
-        var model = new Mamba(config, new RandomParameters(1).Root);
+        var model = new Mamba(config, (source ?? new RandomParameters(1)).Root);
         kernels = new(config);
         model.backbone.ForcedKernels = kernels;
         using var noGradients = no_grad();
-        // First values that make no part too small to be seen.
+        // First values that make no part too small to be seen, and no layer like another.
+        var layer = 0;
         foreach (var (name, parameter) in model.named_parameters())
         {
             if (name.EndsWith("dt_proj.bias")) parameter.add_(3);
-            if (name.EndsWith("A_log")) parameter.sub_(2);
+            if (name.EndsWith("A_log")) parameter.sub_(2 + 0.1 * layer++);
             if (name.EndsWith("bias") && !name.EndsWith("dt_proj.bias")) parameter.add_(0.1);
             if (name.EndsWith("embedding.weight")) parameter.mul_(50);
         }

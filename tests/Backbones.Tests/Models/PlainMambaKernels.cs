@@ -15,11 +15,17 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
     /// <summary>Calls so far.</summary>
     public int Calls { get; private set; }
 
+    /// <summary>Of these, those for A.</summary>
+    public int StateMatrices { get; private set; }
+
+    /// <summary>The call that fails; null: none.</summary>
+    public int? FailsAt { get; set; }
+
     public int NormBlocks => 2;
 
     public void Norm(in CudaNorm.ForwardArguments a)
     {
-        Calls++;
+        Count();
         var v = new float[_width];
         for (var row = 0L; row < a.Rows; row++)
         {
@@ -37,7 +43,7 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
 
     public void NormBackward(in CudaNorm.BackwardArguments a, nint gradWeight, nint gradBias, bool add)
     {
-        Calls++;
+        Count();
         for (var i = 0; i < _width && !add; i++)
         {
             if (gradWeight != 0) F(gradWeight)[i] = 0;
@@ -71,7 +77,7 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
 
     public void Convolve(in CudaConvolution.ForwardArguments a)
     {
-        Calls++;
+        Count();
         for (var row = 0; row < a.Rows; row++)
             for (var channel = 0; channel < a.Channels; channel++)
             {
@@ -93,7 +99,7 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
 
     public void ConvolveBackward(in CudaConvolution.BackwardArguments a)
     {
-        Calls++;
+        Count();
         for (var channel = 0; channel < a.Channels; channel++)
         {
             var (weights, gradWeights, gradBias) = (new float[_size], new float[_size], 0f);
@@ -126,11 +132,14 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
 
     public void StateMatrix(in CudaMambaKernels.MatrixArguments a)
     {
+        Count();
+        StateMatrices++;
         for (var i = 0; i < a.Count; i++) F(a.A)[i] = -MathF.Exp(F(a.Log)[i]);
     }
 
     public void FloatGradients(in CudaMambaKernels.GradientArguments a)
     {
+        Count();
         for (var i = 0; i < a.Channels * a.States && a.Log != 0; i++) Put(F(a.Log) + i, F(a.GradA)[i] * F(a.A)[i], a.AddLog);
         for (var i = 0; i < a.Channels && a.D != 0; i++) Put(F(a.D) + i, F(a.GradD)[i], a.AddD);
         for (var i = 0; i < a.Channels && a.Bias != 0; i++) Put(F(a.Bias) + i, F(a.GradBias)[i], a.AddBias);
@@ -138,7 +147,7 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
 
     public (Tensor output, Tensor lastState, Tensor? checkpoints) Scan(ScanArguments x, bool keepCheckpoints, ScanTargets into)
     {
-        Calls++;
+        Count();
         var result = CpuScan.Forward(x.Checked(), CpuScan.WidestLanes, keepCheckpoints);
         into.u!.copy_(result.output);
         return result;
@@ -146,7 +155,7 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
 
     public Tensor?[] ScanBackward(ScanArguments x, Tensor checkpoints, Tensor gradOutput, ScanTargets into)
     {
-        Calls++;
+        Count();
         var gradients = CpuScan.Backward(x.Checked(), checkpoints, gradOutput, null, CpuScan.WidestLanes);
         into.u!.copy_(gradients[0]!);
         into.delta!.copy_(gradients[1]!);
@@ -154,6 +163,11 @@ internal sealed unsafe class PlainMambaKernels(MambaConfig config) : IMambaKerne
         into.C!.copy_(gradients[4]!);
         into.z!.copy_(gradients[6]!);
         return gradients;
+    }
+
+    private void Count()
+    {
+        if (++Calls == FailsAt) throw new ArithmeticException($"Call {Calls} of the kernels was to fail.");
     }
 
     private (float Mean, float Scale) Moments(float[] v, float epsilon)

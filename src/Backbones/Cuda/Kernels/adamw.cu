@@ -2,8 +2,8 @@
 // read back by the host: the factor goes from one kernel to the next in the GPU's memory.
 //
 // The gradient of an element is the sum of two, either of which may be absent: float32, of earlier micro-batches, and NARROW, of
-// the last one. Bytes of an element, with NARROW alone: 2 for the norm, 12 read + 12 written of weights and moments, 2 + 2 of the
-// gradient, 2 of the working copy.
+// the last one. Bytes of an element, with NARROW alone: 2 for the norm, 12 read + 12 written of weights and moments, 2 of the
+// gradient, 2 more where it is set to zero, 2 of the working copy.
 //
 // check: -DNARROW=bf16
 // check: -DNARROW=f16
@@ -95,13 +95,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient_norm(const __grid
 // --- The step ---
 struct StepArguments {
     float* weights; float* mean; float* square;  // (count) each
-    float* wide; NARROW* narrow;                 // the gradients, set to zero; or none
+    float* wide; NARROW* narrow;                 // the gradients, or none
     NARROW* working;                             // the new weights for the model; or none
     const float* norm;                           // what gradient_norm gave
     i64 count;
     float rate, decay;                           // the learning rate over the mean's correction; the learning rate times the weight decay
     float beta1, beta2, rest1, rest2;            // rest = 1 - beta
     float root_scale, epsilon;                   // one over the root of the square's correction
+    int clear_wide, clear_narrow;                // whether these are set to zero
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(const __grid_constant__ StepArguments a) {
@@ -146,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(const __grid_constan
     for (int q = 0; q < Groups; q++) {
         const i64 i = first + q * THREADS * 4;
         const int valid = valid_at<4>(i, a.count);
-        if (a.wide) store(a.wide + i, valid, zeros);
-        if (a.narrow) store(a.narrow + i, valid, zeros);
+        if (a.wide && a.clear_wide) store(a.wide + i, valid, zeros);
+        if (a.narrow && a.clear_narrow) store(a.narrow + i, valid, zeros);
     }
 }
