@@ -10,12 +10,10 @@ namespace MambaVL.Bench;
 /// <param name="ExponentialsPerSecond">By the data sheet: 16 a clock on each multiprocessor, at the highest clock.</param>
 internal sealed record GpuLimits(double BytesPerSecond, double FlopsPerSecond, double ExponentialsPerSecond)
 {
-    private const int ClockRate = 13; // CU_DEVICE_ATTRIBUTE_CLOCK_RATE, kHz
-
     /// <summary>The lines themselves, with their spread.</summary>
     public required IReadOnlyList<GpuResult> Lines { get; init; }
 
-    public static unsafe GpuLimits Measure(CudaGpu gpu, GpuTimer timer)
+    public static GpuLimits Measure(CudaGpu gpu, GpuTimer timer)
     {
         using var scope = NewDisposeScope();
         using var mode = inference_mode();
@@ -27,11 +25,8 @@ internal sealed record GpuLimits(double BytesPerSecond, double FlopsPerSecond, d
         var (a, b) = (randn([n, n], ScalarType.BFloat16, CUDA), randn([n, n], ScalarType.BFloat16, CUDA));
         var product = timer.Kernels(16, _ => matmul(a, b).Dispose());
 
-        int kilohertz = 0, device = 0;
-        gpu.Api.cuDeviceGet(&device, gpu.Index);
-        gpu.Api.cuDeviceGetAttribute(&kilohertz, ClockRate, device);
         var (bytesPerSecond, flopsPerSecond) = (2.0 * bytes / copy.Median * 1000, 2.0 * n * n * n / product.Median * 1000);
-        return new(bytesPerSecond, flopsPerSecond, 16.0 * gpu.Multiprocessors * kilohertz * 1000)
+        return new(bytesPerSecond, flopsPerSecond, 16.0 * gpu.Multiprocessors * timer.Kilohertz * 1000)
         {
             Lines =
             [

@@ -8,12 +8,11 @@ namespace MambaVL.Bench;
 /// <summary>Times work of one GPU, in milliseconds.</summary>
 internal sealed unsafe class GpuTimer : IDisposable
 {
-    private const int Batch = 8, WarmUps = 3;
+    private const int Batch = 8, WarmUps = 3, ClockRate = 13; // CU_DEVICE_ATTRIBUTE_CLOCK_RATE
 
     private readonly CudaGpu _gpu;
     private readonly nint[] _events = new nint[2 * Batch];
     private readonly CudaKernel _sleep;
-    private readonly double _ticksPerMillisecond;
 
     public GpuTimer(CudaGpu gpu)
     {
@@ -21,13 +20,15 @@ internal sealed unsafe class GpuTimer : IDisposable
         using var scope = gpu.Enter();
         for (var i = 0; i < _events.Length; i++)
             fixed (nint* p = &_events[i]) Check(gpu.Api.cuEventCreate(p, 0), "cuEventCreate");
-        const int clockRate = 13;                        // CU_DEVICE_ATTRIBUTE_CLOCK_RATE, ticks a millisecond
-        int ordinal = 0, ticks = 0;
-        Check(gpu.Api.cuDeviceGet(&ordinal, gpu.Index), "cuDeviceGet");
-        Check(gpu.Api.cuDeviceGetAttribute(&ticks, clockRate, ordinal), "cuDeviceGetAttribute");
-        _ticksPerMillisecond = ticks;
+        int device = 0, kilohertz = 0;
+        Check(gpu.Api.cuDeviceGet(&device, gpu.Index), "cuDeviceGet");
+        Check(gpu.Api.cuDeviceGetAttribute(&kilohertz, ClockRate, device), "cuDeviceGetAttribute");
+        Kilohertz = kilohertz;
         _sleep = gpu.Kernel("probe.cu", "sleep", "TYPE=float");
     }
+
+    /// <summary>The highest clock, in ticks a millisecond.</summary>
+    public int Kilohertz { get; }
 
     /// <summary>What the GPU itself takes. The events of a batch are put behind a kernel that sleeps, so that the host, which needs
     /// some 10 us for a launch, is ahead of the GPU when they pass. PyTorch's side waits behind one too (common.py): work in its
@@ -47,7 +48,7 @@ internal sealed unsafe class GpuTimer : IDisposable
         var times = new List<double>();
         for (var done = 0; done < repeats; done += Batch)
         {
-            _sleep.Run(stream, new Launch(1, 1), new SleepArguments((long)((2 * host + 1) * _ticksPerMillisecond)));
+            _sleep.Run(stream, new Launch(1, 1), new SleepArguments((long)((2 * host + 1) * Kilohertz)));
             for (var i = 0; i < Batch; i++)
             {
                 Record(2 * i);

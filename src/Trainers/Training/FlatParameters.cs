@@ -196,8 +196,11 @@ internal sealed class FlatParameters : ParameterSource, IDisposable
         Settle();
         kernels.Measure(Gradients, _earlier, _narrow, clip);
         foreach (var segment in Segments)
+        {
+            var now = step(segment);
             foreach (var (start, count, stays) in Pieces(segment.Start, segment.Start + segment.Count))
-                kernels.Update(Master, optimizer.Mean, optimizer.Square, Gradients, _earlier, _narrow, _working, start, count, step(segment), clears: !stays);
+                kernels.Update(Master, optimizer.Mean, optimizer.Square, Gradients, _earlier, _narrow, _working, start, count, now, clears: !stays);
+        }
         Release(0, _starts[^1]);
         return kernels.Norm.select(0, 0);
     }

@@ -264,7 +264,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
     /// <summary>What launches the embedding of b rows; with <see cref="FoldNorm"/>, one that leaves what that asks for.</summary>
     protected virtual Action<nint> Embedding(CudaModule module, int b)
     {
-        var embed = Of(Gpu.Module("decode_ends.cu", $"TYPE={TypeName}"), "embed");
+        var embed = Of(EndsModule, "embed");
         return stream => embed.Run(stream, new Launch((Math.Min((Shape.Hidden + 255) / 256, 16), b, 1), (256, 1)), _ends);
     }
 
@@ -341,8 +341,8 @@ internal abstract unsafe class DecodeBatch : IDisposable
     // Everything is compiled and looked up before: a recording suffers nothing else.
     private Action<nint> Launches(int b, bool overlap)
     {
-        CudaModule ends = Gpu.Module("decode_ends.cu", $"TYPE={TypeName}"), module = Module(b);
-        CudaKernel choose = Of(ends, "choose"), normalise = Of(module, "normalise");
+        var module = Module(b);
+        CudaKernel choose = Of(EndsModule, "choose"), normalise = Of(module, "normalise");
         var head = SpreadOf(module, "head");
         Action<nint> embedding = Embedding(module, b), layers = Layers(module, b, overlap);
         return stream =>
@@ -354,6 +354,8 @@ internal abstract unsafe class DecodeBatch : IDisposable
             choose.Run(stream, new Launch(b, 1024, 0, overlap), _ends);
         };
     }
+
+    private CudaModule EndsModule => Gpu.Module("decode_ends.cu", $"TYPE={TypeName}");
 
     private string TypeName => CudaTensor.TypeName(Weights.Type);
 
