@@ -59,7 +59,7 @@ internal static class CudaScan
         var (u, delta, z, B, C, to) = (new View(x.u), new View(x.delta), new View(x.z), new View(x.B), new View(x.C), new View(output));
         var variant = new Variant(u.Type, delta.Type, x.z is null ? u.Type : z.Type, B.Type, C.Type, u.Type, states, x.deltaSoftplus, x.z is not null,
             u.Aligned && delta.Aligned && z.Aligned && to.Aligned, B.Aligned && C.Aligned);
-        var plan = ForwardPlan.For(states, batch * channels, gpu.Multiprocessors, variant.Wide);
+        var plan = ForwardPlan.For(states, batch, channels, gpu.Multiprocessors, gpu.SharedBytes, variant.Wide);
         var piece = PieceSteps(length, plan.Pieces(batch * channels, length, gpu.Multiprocessors));
         var arguments = new ForwardArguments
         {
@@ -204,22 +204,44 @@ internal static class CudaScan
 
         /// <summary>Many channels: few lanes, as what is done once a step and channel costs the same for any number of states of
         /// a thread. Few channels: more lanes, so that every multiprocessor has something to do; then what shared memory hands out
-        /// is the first limit, and B and C are left in 16 bits where they have no more. The numbers are the best of those that
-        /// were tried on an H100 with 16 states (docs/selective-scan.md).</summary>
+        /// is the first limit, and B and C are left in 16 bits where they have no more. Where one block a multiprocessor then holds
+        /// all channels it does: no multiprocessor has more warps than it must, and a tile's B and C are loaded by more threads.
+        /// The numbers are the best of those that were tried on an H100 with 16 states (docs/selective-scan.md).</summary>
         /// <param name="states">n.</param>
-        /// <param name="channels">Of all rows.</param>
+        /// <param name="batch">Rows.</param>
+        /// <param name="channels">Of a row.</param>
         /// <param name="multiprocessors">Of the GPU.</param>
+        /// <param name="sharedBytes">What the GPU gives a block.</param>
         /// <param name="wide">Whether any of what is loaded is float32: a tile that is loaded ahead then takes twice the registers.</param>
-        public static ForwardPlan For(int states, long channels, int multiprocessors, bool wide)
+        public static ForwardPlan For(int states, long batch, long channels, int multiprocessors, int sharedBytes, bool wide)
         {
+            var all = batch * channels;
             var lanesOfFew = Math.Min(32, PowerOfTwo(states, states <= 4 ? 4 : 2));
             var plan = wide
-                ? channels >= 128L * multiprocessors ? Spread(Lanes(8), 8, 64, 6, packed: false, 1) : Spread(lanesOfFew, 8, 64, 5, packed: false, 1)
-                : channels >= 240L * multiprocessors ? Spread(Lanes(8), 16, 128, 3, packed: false, 2)
-                : channels >= 80L * multiprocessors ? Spread(Lanes(4), 8, 128, 5, packed: true, 2)
+                ? all >= 128L * multiprocessors ? Spread(Lanes(8), 8, 64, 6, packed: false, 1) : Spread(lanesOfFew, 8, 64, 5, packed: false, 1)
+                : all >= 80L * multiprocessors ? Many()
                 : Spread(lanesOfFew, 8, 128, 4, packed: true, 8);
             while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
+            if (wide || all >= 80L * multiprocessors || FitsOneEach(plan)) return plan;
+            for (var wider = plan with { Blocks = 1 }; wider.Threads < 384;)
+            {
+                wider = wider with { Threads = wider.Threads + 32 };
+                if (FitsOneEach(wider)) return wider.SharedBytes <= sharedBytes ? wider : plan;
+            }
             return plan;
+
+            // Two lanes for very many, and where all of their blocks have room at once while those of four lanes have not.
+            ForwardPlan Many()
+            {
+                ForwardPlan two = Spread(Lanes(8), 16, 128, 3, packed: false, 2), four = Spread(Lanes(4), 8, 128, 5, packed: true, 2);
+                return all >= 240L * multiprocessors || (HaveRoom(two) && !HaveRoom(four)) ? two : four;
+            }
+
+            bool HaveRoom(ForwardPlan plan) => Tiles(plan) <= (long)plan.Blocks * multiprocessors;
+
+            bool FitsOneEach(ForwardPlan plan) => Tiles(plan) <= multiprocessors;
+
+            long Tiles(ForwardPlan plan) => batch * ((channels + plan.TileChannels - 1) / plan.TileChannels);
 
             int Lanes(int each) => Math.Min(32, PowerOfTwo(states, each));
 

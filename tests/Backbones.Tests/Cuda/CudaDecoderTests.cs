@@ -22,6 +22,8 @@ public class CudaDecoderTests(ITestOutputHelper output)
         ["mamba, odd sizes"] = new MambaConfig { HiddenSize = 37, LayerCount = 2, VocabularySize = 101, StateSize = 5, ConvolutionSize = 3, TimeStepRank = 7, TieEmbeddings = false, ConvolutionBias = false },
         ["mamba, 768 wide"] = new MambaConfig { HiddenSize = 768, LayerCount = 2, VocabularySize = 20011 },
         ["mamba, 1100 wide"] = new MambaConfig { HiddenSize = 1100, LayerCount = 2, VocabularySize = 203, Expand = 1, ProjectionBias = true },
+        // So many channels that a block of `state` takes four of eight rows, on GPUs of up to 132 multiprocessors.
+        ["mamba, 2120 wide"] = new MambaConfig { HiddenSize = 2120, LayerCount = 1, VocabularySize = 205 },
         ["gpt-neox, as published"] = new GptNeoXConfig { HiddenSize = 128, LayerCount = 2, VocabularySize = 1003, HeadCount = 2 },
         ["gpt-neox, odd sizes"] = new GptNeoXConfig { HiddenSize = 57, LayerCount = 2, VocabularySize = 101, HeadCount = 3, IntermediateSize = 91, RotaryFraction = 0.33, TieEmbeddings = true },
         ["gpt-neox, sequential, no biases"] = new GptNeoXConfig { HiddenSize = 160, LayerCount = 2, VocabularySize = 517, HeadCount = 2, ParallelResidual = false, AttentionBias = false, RotaryFraction = 1, TanhGelu = true },
@@ -220,6 +222,27 @@ public class CudaDecoderTests(ITestOutputHelper output)
                 Answers(model, type, rows, new() { MaxNewTokens = 25, IgnoreEndToken = true }, 0).Ids
                     .Should().BeEquivalentTo(Enumerable.Range(0, rows).Select(row => ByHand(model, type, row, 25)), o => o.WithStrictOrdering());
         }
+    }
+
+    // Logits that are known, all of them less than zero: the final norm gives its bias, a one, for every token.
+    [SkippableTheory]
+    [InlineData(ScalarType.Float32)]
+    [InlineData(ScalarType.BFloat16)]
+    public void OfEqualLogitsTheFirstIsTaken(ScalarType type)
+    {
+        Gpu();
+        using var model = (GptNeoX)Build("gpt-neox, as published", type).to(CUDA);
+        using (no_grad())
+        using (NewDisposeScope())
+        {
+            var (norm, head) = (model.gpt_neox.final_layer_norm, model.embed_out!.weight!);
+            foreach (var t in new[] { norm.weight!, norm.bias!, head }) t.zero_();
+            norm.bias![0].fill_(1);
+            head.select(1, 0).copy_(tensor(Enumerable.Range(0, 1003).Select(id => id < 500 ? -9f : -1 - (id + 3) % 7).ToArray(), device: CUDA));
+        }
+        foreach (var rows in new[] { 1, 3, 16 })
+            foreach (var ids in Answers(model, type, rows, new() { MaxNewTokens = 5, IgnoreEndToken = true }, 0).Ids)
+                ids.Skip(1).Should().Equal(Enumerable.Repeat(501, 4), "-1 is the greatest, and 501 the first with it"); // the first is given
     }
 
     [SkippableTheory, MemberData(nameof(Models))]

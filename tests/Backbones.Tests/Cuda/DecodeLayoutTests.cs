@@ -129,13 +129,14 @@ public class DecodeLayoutTests
     [Fact]
     public unsafe void TheControlBlockIsLaidOutAsInTheKernels()
     {
-        sizeof(DecodeControl).Should().Be(408);
+        sizeof(DecodeControl).Should().Be(536);
         var control = new DecodeControl();
         Offset(ref control.Positions).Should().Be(64);
         Offset(ref control.Steps).Should().Be(192);
         Offset(ref control.Random).Should().Be(256);
-        Offset(ref control.TopP).Should().Be(384);
-        Offset(ref control.TopK).Should().Be(400);
+        Offset(ref control.Greatest).Should().Be(384);
+        Offset(ref control.TopP).Should().Be(512);
+        Offset(ref control.TopK).Should().Be(528);
 
         int Offset<T>(ref T field) => (int)Unsafe.ByteOffset(ref Unsafe.As<DecodeControl, byte>(ref control), ref Unsafe.As<T, byte>(ref field));
     }

@@ -13,13 +13,15 @@ public class CudaScanPlanTests
     [InlineData(1, true)]
     [InlineData(1, false)]
     [InlineData(20_000, false)]
+    [InlineData(5120, true)]
+    [InlineData(5120, false)]
     [InlineData(1_000_000, true)]
     [InlineData(1_000_000, false)]
     public void ForwardPlansFit(long channels, bool wide)
     {
         foreach (var n in States)
         {
-            var plan = CudaScan.ForwardPlan.For(n, channels, 132, wide);
+            var plan = CudaScan.ForwardPlan.For(n, 1, channels, 132, CudaScan.ForwardPlan.MaxSharedBytes, wide);
             (plan.Lanes * plan.States).Should().BeGreaterThanOrEqualTo(n, "every state has a place");
             Lanes(plan.Lanes, plan.States, plan.Steps, n);
             plan.SharedBytes.Should().BeLessThanOrEqualTo(CudaScan.ForwardPlan.MaxSharedBytes, $"n {n}: no GPU has less");
@@ -27,6 +29,55 @@ public class CudaScanPlanTests
             if (plan.Packed) wide.Should().BeFalse();
             (32 % plan.Lanes).Should().Be(0);
         }
+    }
+
+    // Blocks of so many threads that one a multiprocessor holds all channels: on an H100, and where shared memory or multiprocessors are fewer.
+    [Theory]
+    [InlineData(1, 5120, 132, 227, 320)]
+    [InlineData(1, 3072, 132, 227, 192)]
+    [InlineData(1, 4096, 132, 227, 256)]
+    [InlineData(2, 3072, 132, 227, 384)]
+    [InlineData(1, 2048, 132, 227, 128)] // 128 threads are enough
+    [InlineData(1, 6, 132, 227, 128)]
+    [InlineData(2, 5120, 132, 227, 128)] // too many channels for one block each
+    [InlineData(133, 1, 132, 227, 128)]  // too many rows
+    [InlineData(1, 5120, 132, 99, 128)]
+    [InlineData(1, 3072, 132, 99, 192)]
+    [InlineData(1, 3072, 40, 99, 128)]
+    public void FewChannelsGetOneBlockAMultiprocessor(long batch, long channels, int multiprocessors, int kilobytes, int threads)
+    {
+        var plan = CudaScan.ForwardPlan.For(16, batch, channels, multiprocessors, kilobytes << 10, false);
+        plan.Threads.Should().Be(threads);
+        plan.SharedBytes.Should().BeLessThanOrEqualTo(kilobytes << 10);
+        if (threads > 128) (batch * ((channels + plan.TileChannels - 1) / plan.TileChannels)).Should().BeLessThanOrEqualTo(multiprocessors);
+        (threads % 32).Should().Be(0);
+        // What a thread adds up, and the order it does it in, is the same for any number of threads: so are the bits.
+        (plan with { Threads = 128, Blocks = 4 }).Should().Be(CudaScan.ForwardPlan.For(16, 1, 16, 132, 227 << 10, false));
+    }
+
+    // 16 states; the faster on an H100 at 640 steps (docs/selective-scan.md).
+    [Theory]
+    [InlineData(6, 3072, 4)]
+    [InlineData(4, 5120, 4)]
+    [InlineData(7, 3072, 2)] // blocks of two lanes have room all at once, those of four have not
+    [InlineData(8, 3072, 2)]
+    [InlineData(9, 3072, 4)] // neither have
+    [InlineData(8, 5120, 2)]
+    [InlineData(16, 4096, 2)]
+    public void ManyChannelsGetFewLanes(long batch, long channels, int lanes) =>
+        CudaScan.ForwardPlan.For(16, batch, channels, 132, 227 << 10, false).Lanes.Should().Be(lanes);
+
+    [Fact]
+    public void WiderBlocksFitForEveryStateSize()
+    {
+        foreach (var n in States)
+            for (var channels = 16; channels < 80 * 132; channels += 48)
+            {
+                var plan = CudaScan.ForwardPlan.For(n, 1, channels, 132, 227 << 10, false);
+                plan.SharedBytes.Should().BeLessThanOrEqualTo(227 << 10, $"n {n}, {channels} channels");
+                plan.Threads.Should().BeInRange(128, 384);
+                Lanes(plan.Lanes, plan.States, plan.Steps, n);
+            }
     }
 
     // 64 KB: compute capability 7.5. 227 KB: 9.0.
@@ -63,7 +114,7 @@ public class CudaScanPlanTests
     [InlineData(768, 8192, 5)]
     [InlineData(1, 100_000, 32)]
     public void FewChannelsAndManyStepsAreCutIntoPieces(long channels, long length, int pieces) =>
-        CudaScan.ForwardPlan.For(16, channels, 132, false).Pieces(channels, length, 132).Should().Be(pieces);
+        CudaScan.ForwardPlan.For(16, 1, channels, 132, 227 << 10, false).Pieces(channels, length, 132).Should().Be(pieces);
 
     [Theory]
     [InlineData(1, 3072, 640, 4)]

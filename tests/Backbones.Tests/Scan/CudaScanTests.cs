@@ -41,7 +41,7 @@ public class CudaScanTests(ITestOutputHelper log)
     public void TimeInPiecesIsRightToo()
     {
         var gpu = CudaTesting.Gpu();
-        CudaScan.ForwardPlan.For(16, 6, gpu.Multiprocessors, true).Pieces(6, 2100, gpu.Multiprocessors).Should().Be(4, "that is the case to test");
+        CudaScan.ForwardPlan.For(16, 2, 3, gpu.Multiprocessors, gpu.SharedBytes, true).Pieces(6, 2100, gpu.Multiprocessors).Should().Be(4, "that is the case to test");
         // So slow a decay that what was before a piece matters to its last step: at the usual one nothing is left of it.
         ScanArguments Slow(ScanArguments x) => x with { A = x.A * 1e-3 };
         Compare(Slow(ScanTesting.Arguments(2, 3, 2100, 16)), "pieces", 5e-5);
@@ -53,15 +53,30 @@ public class CudaScanTests(ITestOutputHelper log)
     [SkippableTheory]
     [InlineData(16, 1100, 40, ScalarType.Float32, 8)]
     [InlineData(16, 1100, 40, ScalarType.BFloat16, 4)]
-    [InlineData(8, 3001, 9, ScalarType.Float16, 4)]
+    [InlineData(8, 2600, 9, ScalarType.Float16, 4)]
+    [InlineData(8, 3001, 9, ScalarType.Float16, 8)]
     [InlineData(7, 2600, 64, ScalarType.BFloat16, 4)]
     [InlineData(29, 1100, 40, ScalarType.BFloat16, 8)]
     [InlineData(11, 2999, 70, ScalarType.Float16, 8)]
     public void ManyChannelsAreRightToo(int b, int d, int l, ScalarType type, int states)
     {
         var gpu = CudaTesting.Gpu();
-        CudaScan.ForwardPlan.For(16, (long)b * d, gpu.Multiprocessors, type == ScalarType.Float32).States.Should().Be(states, "that is the case to test");
+        CudaScan.ForwardPlan.For(16, b, d, gpu.Multiprocessors, gpu.SharedBytes, type == ScalarType.Float32).States.Should().Be(states, "that is the case to test");
         Compare(Narrow(ScanTesting.Arguments(b, d, l, 16), type), $"({b}, {d}, {l}) {type}", Tolerance(type));
+    }
+
+    // Wider blocks, as one a multiprocessor holds all channels; also a last block that is not full, and a last tile.
+    [SkippableTheory]
+    [InlineData(1, 30, 16, ScalarType.BFloat16, 130)]
+    [InlineData(1, 38, 16, ScalarType.BFloat16, 64)]
+    [InlineData(2, 19, 16, ScalarType.Float16, 77)]
+    [InlineData(1, 30, 9, ScalarType.BFloat16, 130)]
+    public void WiderBlocksAreRightToo(int b, int channelsOfEach, int n, ScalarType type, int l)
+    {
+        var gpu = CudaTesting.Gpu();
+        var d = channelsOfEach * gpu.Multiprocessors - 3;
+        CudaScan.ForwardPlan.For(n, b, d, gpu.Multiprocessors, gpu.SharedBytes, false).Threads.Should().BeGreaterThan(128, "that is the case to test");
+        Compare(Narrow(ScanTesting.Arguments(b, d, l, n), type), $"({b}, {d}, {l}), n {n} {type}", Tolerance(type));
     }
 
     [SkippableTheory]

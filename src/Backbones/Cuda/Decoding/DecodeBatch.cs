@@ -64,7 +64,7 @@ internal abstract unsafe class DecodeBatch : IDisposable
                 Hidden = shape.Hidden, Vocabulary = shape.Vocabulary,
             };
             _norm = Norm(ends.Norm);
-            _head = new() { Weight = ends.Head, X = NormX, Squares = Squares, Logits = logits, Epsilon = ends.Norm.Epsilon };
+            _head = new() { Weight = ends.Head, X = NormX, Squares = Squares, Logits = logits, Control = Control, Epsilon = ends.Norm.Epsilon };
         }
         catch
         {
@@ -409,6 +409,6 @@ internal record struct NormArguments
 [StructLayout(LayoutKind.Sequential)]
 internal record struct HeadArguments
 {
-    public nint Weight, X, Squares, Logits;
+    public nint Weight, X, Squares, Logits, Control;
     public float Epsilon;
 }

@@ -25,6 +25,9 @@ internal struct DecodeControl
     /// <summary>The state of each row's generator.</summary>
     public Rows<ulong> Random;
 
+    /// <summary>Each row's greatest logit, with its id, while a step is under way; else 0.</summary>
+    public Rows<ulong> Greatest;
+
     /// <summary>Share of the probability that is kept.</summary>
     public double TopP;
 

@@ -26,5 +26,6 @@ internal readonly record struct DecodeGrid(int ElementSize)
 internal readonly record struct Spread(CudaKernel Kernel, int Blocks, int SharedBytes)
 {
     /// <summary>Puts it into a stream.</summary>
-    public void Run<T>(nint stream, bool overlap, in T arguments) where T : unmanaged => Kernel.Run(stream, new Launch(Blocks, DecodeGrid.Threads, SharedBytes, overlap), arguments);
+    public void Run<T>(nint stream, bool overlap, in T arguments, int threads = DecodeGrid.Threads) where T : unmanaged
+        => Kernel.Run(stream, new Launch(Blocks, threads, SharedBytes, overlap), arguments);
 }

@@ -73,8 +73,8 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
 
     private sealed class Batch : DecodeBatch
     {
-        // Channels of a block of the kernel `state`, and its threads.
-        private const int StateChannels = 16, StateThreads = 128;
+        // STATE_THREADS of mamba_decode.cu.
+        private const int StateThreads = 128;
 
         private readonly MambaConfig _config;
         private readonly (NormArguments Norm, LayerArguments Layer)[] _layers;
@@ -86,7 +86,7 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
             : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends,
                 foldNorm: c.Norm == NormKind.RmsNorm && weights.Type != ScalarType.Float16)
         {
-            (_config, _e, _selected) = (c, (int)c.InnerSize, (int)(c.TimeStepRank + 2 * c.StateSize));
+            (_config, _e, _selected) = (c, (int)c.InnerSize, (int)(c.TimeStepRank + 2 * c.StateSize + 3) / 4 * 4);
             try
             {
                 nint u = Floats(_e), z = Floats(_e), selected = Floats(_selected), uPacked = Packed(_e), yPacked = Packed(_e);
@@ -133,9 +133,8 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
 
         protected override Action<nint> Layers(CudaModule module, int b, bool overlap)
         {
-            Spread input = SpreadOf(module, "input"), select = SpreadOf(module, "select"), output = SpreadOf(module, "output");
-            CudaKernel normalise = Of(module, "normalise"), state = Of(module, "state");
-            var stateLaunch = new Launch(((_e + StateChannels - 1) / StateChannels, b, 1), (StateThreads, 1), 0, overlap);
+            Spread input = SpreadOf(module, "input"), select = SpreadOf(module, "select"), state = SpreadOf(module, "state"), output = SpreadOf(module, "output");
+            var normalise = Of(module, "normalise");
             return stream =>
             {
                 foreach (var (norm, layer) in _layers)
@@ -143,7 +142,7 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
                     if (!FoldNorm) Run(normalise, stream, b, overlap, norm);
                     input.Run(stream, overlap, layer);
                     select.Run(stream, overlap, layer);
-                    state.Run(stream, stateLaunch, layer);
+                    state.Run(stream, overlap, layer, StateThreads);
                     output.Run(stream, overlap, layer);
                 }
             };

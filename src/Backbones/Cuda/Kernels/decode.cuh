@@ -264,6 +264,7 @@ template <int ROWS, int COLUMNS, int COLUMNS2 = 0> struct Product {
     // wait for the second-level cache. So they are all copied into shared memory first.
     static constexpr int COUNT = STEPS * B, STAGE = COUNT * 16;  // of a warp: rows of its steps; words
     static constexpr bool STAGED = TENSOR_CORES && WARPS * STAGE * 16 <= 24 << 10;
+    static constexpr int AT_ONCE = B <= 2 && AHEAD <= 3 ? 4 : BLOCKS_AT_ONCE;  // blocks of a multiprocessor, which registers are counted for
     static constexpr int PARTIAL = divide_up(WARPS * TILE * B, 4), WORDS = PARTIAL + (STAGED ? WARPS * STAGE : 0);
 
     const TYPE *w, *w2;

@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ 
 #define CHOOSERS 1024
 #define NONE 0x7fffffff
 
-// The greater logit, of equal ones the first: as the CPU's Sampler.
+// The greater logit, of equal ones the first.
 struct Best {
     float logit;
     int id;
@@ -223,53 +223,50 @@ extern "C" __global__ void __launch_bounds__(CHOOSERS) choose(const __grid_const
     __shared__ int ids_of[32];
     __shared__ u32 counts[BINS], low[BINS], high[BINS];
     __shared__ u64 sums[32], found[3];
-    let_next_kernel_start();
-    wait_for_previous_kernel();
+    __shared__ u64 greatest;
     const int b = blockIdx.x, v = a.v;
     Control& control = *a.control;
-    if (b >= control.count) return;
+    // What the host or the step before wrote.
+    const float penalty = control.penalty, inverse = control.inverse_temperature;
+    const int count = control.count, position = control.positions[b] + 1;
+    const u32 step = control.steps[b] + 1;
+    u64 random = control.random[b];
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    if (b >= count) return;
+    if (threadIdx.x == 0) greatest = atomicExch(control.greatest + b, 0ull);
 
     float* logits = a.logits + (i64)b * v;
     u32* seen = a.seen + b * ((v + 31) / 32);
-    const float penalty = control.penalty, inverse = control.inverse_temperature;
     Best best = {-INFINITE, NONE};
     int broken = 0;
-    const bool plain = penalty == 1.0f && v % 4 == 0;
-    if (plain) {
-        const Quad<float>* quads = (const Quad<float>*)logits;
+    if (penalty != 1.0f) {
 #pragma unroll 8
-        for (int i = threadIdx.x; i < v / 4; i += CHOOSERS) {
-            const Quad<float> q = quads[i];
-            broken |= (q.x != q.x) | (q.y != q.y) | (q.z != q.z) | (q.w != q.w);
-            best.take(q.x, 4 * i);
-            best.take(q.y, 4 * i + 1);
-            best.take(q.z, 4 * i + 2);
-            best.take(q.w, 4 * i + 3);
+        for (int i = threadIdx.x; i < v; i += CHOOSERS) {
+            float logit = logits[i];
+            if (seen[i >> 5] >> (i & 31) & 1) {
+                logit = logit > 0 ? logit / penalty : logit * penalty;
+                logits[i] = logit;
+            }
+            broken |= logit != logit;
+            best.take(logit, i);
         }
-    }
-#pragma unroll 8
-    for (int i = plain ? v : threadIdx.x; i < v; i += CHOOSERS) {
-        float logit = logits[i];
-        if (penalty != 1.0f && (seen[i >> 5] >> (i & 31) & 1)) {
-            logit = logit > 0 ? logit / penalty : logit * penalty;
-            logits[i] = logit;
+        best = best_of_warp(best);
+        if ((threadIdx.x & 31) == 0) {
+            logits_of[threadIdx.x >> 5] = best.logit;
+            ids_of[threadIdx.x >> 5] = best.id;
         }
-        broken |= logit != logit;
-        best.take(logit, i);
+        broken = __syncthreads_or(broken);
+        best.logit = logits_of[threadIdx.x & 31];
+        best.id = ids_of[threadIdx.x & 31];
+        best = best_of_warp(best);
+    } else {
+        __syncthreads();
+        best = {ranked_logit(greatest), ranked_id(greatest)};
     }
-    best = best_of_warp(best);
-    if ((threadIdx.x & 31) == 0) {
-        logits_of[threadIdx.x >> 5] = best.logit;
-        ids_of[threadIdx.x >> 5] = best.id;
-    }
-    broken = __syncthreads_or(broken);
-    best.logit = logits_of[threadIdx.x & 31];
-    best.id = ids_of[threadIdx.x & 31];
-    best = best_of_warp(best);
     broken |= !(fabsf(best.logit) < INFINITE);
 
     int id = broken ? -1 : best.id;
-    u64 random = control.random[b];
     if (!broken && inverse > 0) {
         for (int i = threadIdx.x; i < v; i += CHOOSERS) logits[i] = expf((logits[i] - best.logit) * inverse);
         __syncthreads();
@@ -278,10 +275,9 @@ extern "C" __global__ void __launch_bounds__(CHOOSERS) choose(const __grid_const
 
     if (threadIdx.x != 0) return;
     if (!broken && penalty != 1.0f) seen[id >> 5] |= 1u << (id & 31);
-    const u32 step = control.steps[b] + 1;
     control.random[b] = random;
     control.steps[b] = step;
-    control.positions[b]++;
+    control.positions[b] = position;
     control.ids[b] = id;
     a.ring[step % RING * MOST_ROWS + b] = (u64)step << 32 | (u32)id;
 }

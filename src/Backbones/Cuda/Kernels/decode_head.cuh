@@ -21,6 +21,7 @@ struct Head {
     const Words* x;        // (B, d)
     const float* squares;  // (B, SQUARES), with FOLD_NORM
     float* logits;         // (B, v)
+    Control* control;      // takes the greatest of each row
     float epsilon;
 };
 
@@ -138,10 +139,21 @@ template <class P, class Finish> DEVICE void run_normed(P& product, const Words*
 typedef Product<V, D> HeadProduct;
 SPREAD(head, HeadProduct::BLOCKS, HeadProduct::WORDS)
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) head(const __grid_constant__ Head a) {
+extern "C" __global__ void __launch_bounds__(THREADS, HeadProduct::AT_ONCE) head(const __grid_constant__ Head a) {
     HeadProduct product;
     product.begin(blockIdx.x, a.weight, nullptr);
     wait_for_previous_kernel();
     let_next_kernel_start();
-    run_normed(product, a.x, a.squares, a.epsilon, [&](int row, int b, float sum) { a.logits[(i64)b * V + row] = sum; });
+    u64 greatest = 0;
+    run_normed(product, a.x, a.squares, a.epsilon, [&](int row, int b, float sum) {
+        a.logits[(i64)b * V + row] = sum;
+        greatest = ranked(sum, row);
+    });
+    if (threadIdx.x >= divide_up(TILE * B, 32) * 32) return;  // whole warps
+#pragma unroll
+    for (int distance = TILE / 2; distance > 0; distance >>= 1) {
+        const u64 other = __shfl_xor_sync(0xffffffffu, greatest, distance);
+        if (other > greatest) greatest = other;
+    }
+    if (threadIdx.x % TILE == 0 && threadIdx.x < TILE * B) atomicMax(a.control->greatest + threadIdx.x / TILE, greatest);
 }

@@ -40,7 +40,7 @@ struct Layer {
     Words* x;                        // (B, d)
     float* residual;                 // (B, d)
     float *u, *z;                    // (B, e), z after its SiLU
-    float* selected;                 // (B, r + 2n)
+    float* selected;                 // (B, SELECTED_ROW)
     Words *u_packed, *y_packed;      // (B, e)
     // With FOLD_NORM:
     float* squares;                  // (B, SQUARES)
@@ -48,7 +48,7 @@ struct Layer {
     float epsilon;
 };
 
-constexpr int SELECTED = R + 2 * N;
+constexpr int SELECTED = R + 2 * N, SELECTED_ROW = divide_up(SELECTED, 4) * 4;
 
 typedef Product<E, D> Input;
 typedef Product<SELECTED, E> Select;
@@ -81,26 +81,33 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed(const __grid_constan
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) input(const __grid_constant__ Layer a) {
+extern "C" __global__ void __launch_bounds__(THREADS, Input::AT_ONCE) input(const __grid_constant__ Layer a) {
     Input product;
     product.begin(blockIdx.x, a.in_proj, nullptr);
+    // What the convolution takes beside its new value is asked for before the products, by the threads that finish them.
+    float* window = nullptr;
+    float seen[K];
+    TYPE taps[K], bias = {};
     if (threadIdx.x < TILE * B) {
         const int c = min(product.first + (int)threadIdx.x % TILE, E - 1);
-        prefetch_line(a.windows[threadIdx.x / TILE] + c * K);
-        prefetch_line(a.conv + c * K);
+        window = a.windows[threadIdx.x / TILE] + c * K;
+#pragma unroll
+        for (int j = 0; j < K; j++) {
+            if (j + 1 < K) seen[j] = window[j + 1];
+            taps[j] = a.conv[c * K + j];
+        }
+        if (a.conv_bias) bias = a.conv_bias[c];
     }
     wait_for_previous_kernel();
     let_next_kernel_start();
     run_normed(product, a.x, a.squares, a.epsilon, [&](int c, int b, float u) {
         if (a.in_bias) u += to_float(a.in_bias[c]);
-        float* window = a.windows[b] + c * K;
-        float seen[K], sum = a.conv_bias ? to_float(a.conv_bias[c]) : 0;
-#pragma unroll
-        for (int j = 0; j < K; j++) seen[j] = j + 1 < K ? window[j + 1] : u;
+        float sum = to_float(bias);
+        seen[K - 1] = u;
 #pragma unroll
         for (int j = 0; j < K; j++) {
             window[j] = seen[j];
-            sum = fmaf(seen[j], to_float(a.conv[c * K + j]), sum);
+            sum = fmaf(seen[j], to_float(taps[j]), sum);
         }
         sum = silu(sum);
         a.u[b * E + c] = sum;
@@ -118,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(con
         product.begin(block, a.x_proj, nullptr);
         wait_for_previous_kernel();
         let_next_kernel_start();
-        product.run(a.u_packed, nullptr, dynamic, [&](int row, int b, float sum) { a.selected[b * SELECTED + row] = sum; });
+        product.run(a.u_packed, nullptr, dynamic, [&](int row, int b, float sum) { a.selected[b * SELECTED_ROW + row] = sum; });
         return;
     }
     Input product;
@@ -127,56 +134,82 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) select(con
     run_normed(product, a.x, a.squares, a.epsilon, [&](int c, int b, float z) { a.z[b * E + c] = silu(a.in_bias ? z + to_float(a.in_bias[E + c]) : z); });
 }
 
-// Eight lanes a channel: each has every eighth value of the state, and every eighth 16 bytes of dt_proj's row.
+// Eight lanes a channel: each has every eighth value of the state, and every eighth 16 bytes of dt_proj's row. Of many rows a block
+// takes several, one after another, so that dt_proj is read less often; fewer where there would be too few blocks.
 #define STATE_THREADS 128
 #define LANES 8
+constexpr int STATE_CHANNELS = STATE_THREADS / LANES, STATE_BLOCKS = divide_up(E, STATE_CHANNELS);
+constexpr int STATE_ROWS = B >= 8 && STATE_BLOCKS >= 2 * SMS ? 4 : B >= 4 ? 2 : 1;
+SPREAD(state, STATE_BLOCKS * (B / STATE_ROWS), 0)
 
-extern "C" __global__ void __launch_bounds__(STATE_THREADS) state(const __grid_constant__ Layer a) {
+// One block a multiprocessor is asked for: the registers then hold all that is on its way.
+extern "C" __global__ void __launch_bounds__(STATE_THREADS, 1) state(const __grid_constant__ Layer a) {
     constexpr int VALUES = (N + LANES - 1) / LANES, STEPS = (R + LANES * VECTOR - 1) / (LANES * VECTOR);
-    const int lane = threadIdx.x % LANES, b = blockIdx.y;
-    const int channel = blockIdx.x * (STATE_THREADS / LANES) + threadIdx.x / LANES, c = min(channel, E - 1);
+    const int lane = threadIdx.x % LANES;
+    const int first = blockIdx.x / STATE_BLOCKS * STATE_ROWS;  // row
+    const int channel = blockIdx.x % STATE_BLOCKS * STATE_CHANNELS + threadIdx.x / LANES, c = min(channel, E - 1);
     let_next_kernel_start();
 
     // Weights, and the state that the last token left.
     union { Words words; TYPE values[VECTOR]; } step[STEPS];
 #pragma unroll
     for (int i = 0; i < STEPS; i++) step[i].words = read_weights<R>(a.dt_proj + (i64)c * R, (i * LANES + lane) * VECTOR);
-    float rate[VALUES], h[VALUES];
-    float* own = a.states[b] + (i64)c * N;
+    float rate[VALUES], h[STATE_ROWS][VALUES];
+    float* own[STATE_ROWS];
+#pragma unroll
+    for (int r = 0; r < STATE_ROWS; r++) own[r] = a.states[first + r] + (i64)c * N;
 #pragma unroll
     for (int j = 0; j < VALUES; j++) {
         const int q = lane + j * LANES;
         rate[j] = q < N ? -exp2_fast(to_float(a.a_log[(i64)c * N + q]) * LOG2_E) * LOG2_E : 0;
-        h[j] = q < N ? own[q] : 0;
+#pragma unroll
+        for (int r = 0; r < STATE_ROWS; r++) h[r][j] = q < N ? own[r][q] : 0;
     }
     const float bias = to_float(a.dt_bias[c]), skip = to_float(a.d[c]);
 
     wait_for_previous_kernel();
-    const float* selected = a.selected + b * SELECTED;
-    const float u = a.u[b * E + c], gate = a.z[b * E + c];
-    float dot = 0;
 #pragma unroll
-    for (int i = 0; i < STEPS; i++)
+    for (int r = 0; r < STATE_ROWS; r++) {
+        // All of it is on its way at once.
+        const int b = first + r;
+        const float* selected = a.selected + b * SELECTED_ROW;
+        const float u = a.u[b * E + c], gate = a.z[b * E + c];
+        union { Quad<float> quads[VECTOR / 4]; float values[VECTOR]; } low[STEPS];
 #pragma unroll
-        for (int j = 0; j < VECTOR; j++) {
-            const int column = (i * LANES + lane) * VECTOR + j;
-            if (column < R) dot = fmaf(to_float(step[i].values[j]), selected[column], dot);
+        for (int i = 0; i < STEPS; i++)
+#pragma unroll
+            for (int j = 0; j < VECTOR / 4; j++) {
+                const int column = (i * LANES + lane) * VECTOR + 4 * j;
+                low[i].quads[j] = column < R ? *(const Quad<float>*)(selected + column) : Quad<float>{0, 0, 0, 0};  // behind R weights are zero
+            }
+        float in[VALUES], out[VALUES];
+#pragma unroll
+        for (int j = 0; j < VALUES; j++) {
+            const int q = min(lane + j * LANES, N - 1);
+            in[j] = selected[R + q];
+            out[j] = selected[R + N + q];
+        }
+        float dot = 0;
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+#pragma unroll
+            for (int j = 0; j < VECTOR; j++) dot = fmaf(to_float(step[i].values[j]), low[i].values[j], dot);
+#pragma unroll
+        for (int distance = LANES / 2; distance > 0; distance >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, distance);
+        const float delta = softplus(dot + bias), entering = delta * u;
+        float y = 0;
+#pragma unroll
+        for (int j = 0; j < VALUES; j++) {
+            const int q = lane + j * LANES;
+            if (q >= N) continue;
+            h[r][j] = fmaf(exp2_fast(delta * rate[j]), h[r][j], entering * in[j]);
+            y = fmaf(h[r][j], out[j], y);
+            if (channel < E) own[r][q] = h[r][j];
         }
 #pragma unroll
-    for (int distance = LANES / 2; distance > 0; distance >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, distance);
-    const float delta = softplus(dot + bias), entering = delta * u;
-    float y = 0;
-#pragma unroll
-    for (int j = 0; j < VALUES; j++) {
-        const int q = lane + j * LANES;
-        if (q >= N) continue;
-        h[j] = fmaf(exp2_fast(delta * rate[j]), h[j], entering * selected[R + q]);
-        y = fmaf(h[j], selected[R + N + q], y);
-        if (channel < E) own[q] = h[j];
+        for (int distance = LANES / 2; distance > 0; distance >>= 1) y += __shfl_xor_sync(0xffffffffu, y, distance);
+        if (lane == 0 && channel < E) pack(a.y_packed, E, b, c, fmaf(skip, u, y) * gate);
     }
-#pragma unroll
-    for (int distance = LANES / 2; distance > 0; distance >>= 1) y += __shfl_xor_sync(0xffffffffu, y, distance);
-    if (lane == 0 && channel < E) pack(a.y_packed, E, b, c, fmaf(skip, u, y) * gate);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) output(const __grid_constant__ Layer a) {
