@@ -13,6 +13,13 @@ internal sealed unsafe class Nvrtc
     private readonly delegate* unmanaged<nint, nuint*, int> _logSize, _cubinSize;
     private readonly delegate* unmanaged<nint, byte*, int> _log, _cubin;
 
+    // What a compilation may still take when the process ends; a source takes seconds.
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
+
+    private static readonly object Gate = new();
+    private static int _running; // compilations
+    private static bool _ending; // the process
+
     private Nvrtc(nint library, string name)
     {
         _create = (delegate* unmanaged<nint*, byte*, byte*, int, byte**, byte**, int>)Export("nvrtcCreateProgram");
@@ -56,8 +63,30 @@ internal sealed unsafe class Nvrtc
     /// <param name="source">CUDA C++ without any header of CUDA's.</param>
     /// <param name="headers">Sources that it includes, by name.</param>
     /// <param name="options">As nvcc takes them.</param>
-    /// <exception cref="CudaException">It does not compile: the compiler's log, and the lines that it complains of.</exception>
+    /// <exception cref="CudaException">It does not compile: the compiler's log, and the lines that it complains of. Or the process is
+    /// ending.</exception>
     public byte[] Compile(string name, string source, IReadOnlyDictionary<string, string> headers, IReadOnlyList<string> options)
+    {
+        lock (Gate)
+        {
+            if (_ending) throw new CudaException($"{name} is not compiled any more: the process is ending.");
+            _running++;
+        }
+        try
+        {
+            return CompileNow(name, source, headers, options);
+        }
+        finally
+        {
+            lock (Gate)
+            {
+                _running--;
+                Monitor.PulseAll(Gate);
+            }
+        }
+    }
+
+    private byte[] CompileNow(string name, string source, IReadOnlyDictionary<string, string> headers, IReadOnlyList<string> options)
     {
         nint program = 0;
         using var text = new Utf8Strings([name, source, .. headers.Values, .. headers.Keys, .. options]);
@@ -98,7 +127,9 @@ internal sealed unsafe class Nvrtc
             if (!NativeLibrary.TryLoad(file, out var library)) continue;
             try
             {
-                return (new(library, file), null);
+                var found = new Nvrtc(library, file);
+                AppDomain.CurrentDomain.ProcessExit += (_, _) => LetCompilationsEnd();
+                return (found, null);
             }
             catch (EntryPointNotFoundException e)
             {
@@ -107,6 +138,18 @@ internal sealed unsafe class Nvrtc
         }
         return (null, $"NVRTC ({SystemNames[0]}) was found neither beside libtorch nor on the system's library path" +
             (problems.Count > 0 ? $" ({string.Join("; ", problems)})" : ""));
+    }
+
+    // When a process ends the C library takes NVRTC's globals down, and a thread that is compiling then crashes: the process ends with
+    // SIGSEGV or SIGABRT in place of its exit code.
+    private static void LetCompilationsEnd()
+    {
+        var until = Environment.TickCount64 + (long)Patience.TotalMilliseconds;
+        lock (Gate)
+        {
+            _ending = true;
+            while (_running > 0 && until - Environment.TickCount64 is > 0 and var left) Monitor.Wait(Gate, (int)left);
+        }
     }
 
     private static string[] SystemNames { get; } = OperatingSystem.IsWindows()

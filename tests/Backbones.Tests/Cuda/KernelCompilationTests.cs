@@ -81,4 +81,13 @@ public partial class KernelCompilationTests(ITestOutputHelper output)
 
     [GeneratedRegex(@"^// check:([^\r\n]*)", RegexOptions.Multiline)]
     private static partial Regex Check();
+
+    // The process would end with SIGSEGV or SIGABRT.
+    [SkippableFact]
+    public void AProcessMayEndWhileSourcesAreCompiled()
+    {
+        CudaTesting.Compiler();
+        var (code, output) = CudaTesting.Probe(["end-while-compiling"]);
+        code.Should().Be(0, output);
+    }
 }

@@ -28,7 +28,8 @@ internal static class Probe
                 Console.WriteLine(Runtime.Describe());
                 return 0;
             }
-            if (args is ["kernel-fault", var when]) KernelFault.Provoke(when);
+            if (args is ["end-while-compiling"]) EndWhileCompiling();
+            else if (args is ["kernel-fault", var when]) KernelFault.Provoke(when);
             else Use(args);
             return 0;
         }
@@ -37,6 +38,24 @@ internal static class Probe
             Console.WriteLine(e.Message);
             return ClearError;
         }
+    }
+
+    // Comes back while sources are being compiled on other threads.
+    private static void EndWhileCompiling()
+    {
+        var compiler = Nvrtc.Instance ?? throw new CudaException(Nvrtc.Problem!);
+        using var begun = new CountdownEvent(4);
+        for (var i = 0; i < 4; i++)
+        {
+            var b = 1 << i;
+            new Thread(() =>
+            {
+                begun.Signal();
+                CudaModule.Compile("mamba_decode.cu", 75, $"TYPE=float B={b} SMS=40 V=20011 D=768 E=1536 N=16 R=48 K=4 LAYER_NORM=true FOLD_NORM=false".Split(' '), compiler);
+            }) { IsBackground = true }.Start();
+        }
+        begun.Wait();
+        Thread.Sleep(200); // in the middle: each takes seconds
     }
 
     private static void Use(string[] args)
