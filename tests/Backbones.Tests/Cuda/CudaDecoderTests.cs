@@ -401,14 +401,25 @@ public class CudaDecoderTests(ITestOutputHelper output)
         }
     }
 
-    // 135 compiles of a second or two. They go on side by side while the first tests run.
-    private static readonly Lazy<Task> Compiled = new(() => Task.Run(() => Parallel.ForEach(ModelsAndTypes, c =>
+    // 150 compiles of a second or two. They go on side by side while the first tests run; a process that ends before them lets those that
+    // are under way end, because libtorch is taken down behind it.
+    private static readonly Lazy<Task> Compiled = new(() =>
     {
-        using var model = Build((string)c[0], (ScalarType)c[1]).to(CUDA);
-        if (model.CudaDecoder!.Rent() is not { } batch) return;
-        batch.CompileAll();
-        model.CudaDecoder.GiveBack(batch);
-    })));
+        var ending = new CancellationTokenSource();
+        var compiling = Task.Run(() => Parallel.ForEach(ModelsAndTypes, new ParallelOptions { CancellationToken = ending.Token }, c =>
+        {
+            using var model = Build((string)c[0], (ScalarType)c[1]).to(CUDA);
+            if (model.CudaDecoder!.Rent() is not { } batch) return;
+            batch.CompileAll();
+            model.CudaDecoder.GiveBack(batch);
+        }));
+        AppDomain.CurrentDomain.ProcessExit += (_, _) =>
+        {
+            ending.Cancel();
+            Task.WhenAny(compiling).Wait(TimeSpan.FromSeconds(30));
+        };
+        return compiling;
+    });
 
     private static CudaGpu Gpu()
     {
