@@ -88,8 +88,6 @@ template <int COLUMNS> DEVICE Words read_weights(const TYPE* row, int column) {
     return w;
 }
 
-DEVICE void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
-
 // Past the first-level cache, which may hold what was there before the last kernel.
 DEVICE float read_fresh(const float* p) {
     float x;
