@@ -24,7 +24,7 @@ internal sealed unsafe class GpuTimer : IDisposable
         Check(gpu.Api.cuDeviceGet(&device, gpu.Index), "cuDeviceGet");
         Check(gpu.Api.cuDeviceGetAttribute(&kilohertz, ClockRate, device), "cuDeviceGetAttribute");
         Kilohertz = kilohertz;
-        _sleep = gpu.Kernel("probe.cu", "sleep", "TYPE=float");
+        _sleep = gpu.Kernel("sleep.cu", "sleep");
     }
 
     /// <summary>The highest clock, in ticks a millisecond.</summary>
@@ -93,7 +93,7 @@ internal sealed unsafe class GpuTimer : IDisposable
         foreach (var e in _events) _gpu.Api.cuEventDestroy_v2(e);
     }
 
-    /// <summary>struct SleepArguments of probe.cu.</summary>
+    /// <summary>struct Arguments of sleep.cu.</summary>
     private readonly record struct SleepArguments(long Ticks);
 
     private void Check(int status, string call)
