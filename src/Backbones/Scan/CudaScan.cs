@@ -69,7 +69,7 @@ internal static class CudaScan
             ByU = u.Strides, ByDelta = delta.Strides, ByZ = z.Strides, ByB = B.Strides, ByC = C.Strides, ByOutput = to.Strides,
             Batch = (int)batch, Channels = (int)channels, Length = Steps(length), Piece = (int)piece,
         };
-        var blocks = Blocks(batch * ((channels + plan.TileChannels - 1) / plan.TileChannels));
+        var blocks = Blocks(plan.Tiles(batch, channels));
         if (length <= piece)
         {
             Launch(0, 1);
@@ -198,6 +198,9 @@ internal static class CudaScan
         /// <summary>Channels of a block.</summary>
         public int TileChannels => Threads / Lanes;
 
+        /// <summary>Blocks that hold all channels of all rows; none has channels of two rows.</summary>
+        public long Tiles(long batch, long channels) => batch * ((channels + TileChannels - 1) / TileChannels);
+
         /// <summary>The size of the kernel's struct Shared.</summary>
         public int SharedBytes => 2 * Steps * 2 * Lanes * States * (Packed ? sizeof(ushort) : sizeof(float))
             + sizeof(float) * (TileChannels * (Steps / 8 * 20 + 4) + Threads * (Steps + 4));
@@ -217,18 +220,21 @@ internal static class CudaScan
         {
             var all = batch * channels;
             var lanesOfFew = Math.Min(32, PowerOfTwo(states, states <= 4 ? 4 : 2));
-            var plan = wide
-                ? all >= 128L * multiprocessors ? Spread(Lanes(8), 8, 64, 6, packed: false, 1) : Spread(lanesOfFew, 8, 64, 5, packed: false, 1)
-                : all >= 80L * multiprocessors ? Many()
-                : Spread(lanesOfFew, 8, 128, 4, packed: true, 8);
-            while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
-            if (wide || all >= 80L * multiprocessors || FitsOneEach(plan)) return plan;
-            for (var wider = plan with { Blocks = 1 }; wider.Threads < 384;)
+            if (wide) return Shortened(all >= 128L * multiprocessors ? Spread(Lanes(8), 8, 64, 6, packed: false, 1) : Spread(lanesOfFew, 8, 64, 5, packed: false, 1));
+            return all >= 80L * multiprocessors ? Shortened(Many()) : OneBlockEach(Shortened(Spread(lanesOfFew, 8, 128, 4, packed: true, 8)));
+
+            ForwardPlan Shortened(ForwardPlan plan)
             {
-                wider = wider with { Threads = wider.Threads + 32 };
-                if (FitsOneEach(wider)) return wider.SharedBytes <= sharedBytes ? wider : plan;
+                while (plan.SharedBytes > MaxSharedBytes) plan = plan with { Steps = plan.Steps / 2 };
+                return plan;
             }
-            return plan;
+
+            ForwardPlan OneBlockEach(ForwardPlan plan)
+            {
+                var wider = plan with { Blocks = 1 };
+                while (!HaveRoom(wider) && wider.Threads < 384) wider = wider with { Threads = wider.Threads + 32 };
+                return wider.Threads > plan.Threads && HaveRoom(wider) && wider.SharedBytes <= sharedBytes ? wider : plan;
+            }
 
             // Two lanes for very many, and where all of their blocks have room at once while those of four lanes have not.
             ForwardPlan Many()
@@ -237,11 +243,8 @@ internal static class CudaScan
                 return all >= 240L * multiprocessors || (HaveRoom(two) && !HaveRoom(four)) ? two : four;
             }
 
-            bool HaveRoom(ForwardPlan plan) => Tiles(plan) <= (long)plan.Blocks * multiprocessors;
-
-            bool FitsOneEach(ForwardPlan plan) => Tiles(plan) <= multiprocessors;
-
-            long Tiles(ForwardPlan plan) => batch * ((channels + plan.TileChannels - 1) / plan.TileChannels);
+            // Its blocks, all at once.
+            bool HaveRoom(ForwardPlan plan) => plan.Tiles(batch, channels) <= (long)plan.Blocks * multiprocessors;
 
             int Lanes(int each) => Math.Min(32, PowerOfTwo(states, each));
 

@@ -73,15 +73,6 @@ public partial class KernelCompilationTests(ITestOutputHelper output)
         CudaModule.Compile("probe.cu", 75, ["TYPE=float"], compiler).Should().Equal(CudaModule.Compile("probe.cu", 75, ["TYPE=float"], compiler));
     }
 
-    private static bool IsKernel(string name) => name.EndsWith(".cu", StringComparison.Ordinal);
-
-    /// <summary>The sets of macros, each as NAME=VALUE, that a source says it is to be checked with.</summary>
-    private static IEnumerable<string[]> Checks(string file) => Check().Matches(KernelSources.Read(file))
-        .Select(m => m.Groups[1].Value.Split(' ', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries).Select(d => d[2..]).ToArray());
-
-    [GeneratedRegex(@"^// check:([^\r\n]*)", RegexOptions.Multiline)]
-    private static partial Regex Check();
-
     // The process would end with SIGSEGV or SIGABRT.
     [SkippableFact]
     public void AProcessMayEndWhileSourcesAreCompiled()
@@ -90,4 +81,13 @@ public partial class KernelCompilationTests(ITestOutputHelper output)
         var (code, output) = CudaTesting.Probe(["end-while-compiling"]);
         code.Should().Be(0, output);
     }
+
+    private static bool IsKernel(string name) => name.EndsWith(".cu", StringComparison.Ordinal);
+
+    /// <summary>The sets of macros, each as NAME=VALUE, that a source says it is to be checked with.</summary>
+    private static IEnumerable<string[]> Checks(string file) => Check().Matches(KernelSources.Read(file))
+        .Select(m => m.Groups[1].Value.Split(' ', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries).Select(d => d[2..]).ToArray());
+
+    [GeneratedRegex(@"^// check:([^\r\n]*)", RegexOptions.Multiline)]
+    private static partial Regex Check();
 }

@@ -49,7 +49,7 @@ public class CudaScanPlanTests
         var plan = CudaScan.ForwardPlan.For(16, batch, channels, multiprocessors, kilobytes << 10, false);
         plan.Threads.Should().Be(threads);
         plan.SharedBytes.Should().BeLessThanOrEqualTo(kilobytes << 10);
-        if (threads > 128) (batch * ((channels + plan.TileChannels - 1) / plan.TileChannels)).Should().BeLessThanOrEqualTo(multiprocessors);
+        if (threads > 128) plan.Tiles(batch, channels).Should().BeLessThanOrEqualTo(multiprocessors);
         (threads % 32).Should().Be(0);
         // What a thread adds up, and the order it does it in, is the same for any number of threads: so are the bits.
         (plan with { Threads = 128, Blocks = 4 }).Should().Be(CudaScan.ForwardPlan.For(16, 1, 16, 132, 227 << 10, false));

@@ -79,17 +79,17 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
         private readonly MambaConfig _config;
         private readonly (NormArguments Norm, LayerArguments Layer)[] _layers;
         private readonly EntryArguments _entry;
-        private readonly int _e, _selected;
 
         public Batch(CudaGpu gpu, DecoderWeights weights, MambaConfig c, DecoderEnds ends, (NormWeights Norm, LayerArguments Arguments)[] layers)
             // Before it is multiplied by its norm's factor an activation may be beyond float16.
             : base(gpu, weights, new((int)c.HiddenSize, (int)c.VocabularySize, (int)c.LayerCount), ends,
                 foldNorm: c.Norm == NormKind.RmsNorm && weights.Type != ScalarType.Float16)
         {
-            (_config, _e, _selected) = (c, (int)c.InnerSize, (int)(c.TimeStepRank + 2 * c.StateSize + 3) / 4 * 4);
+            _config = c;
+            int e = (int)c.InnerSize, selectedRow = (int)(c.TimeStepRank + 2 * c.StateSize + 3) / 4 * 4; // SELECTED_ROW
             try
             {
-                nint u = Floats(_e), z = Floats(_e), selected = Floats(_selected), uPacked = Packed(_e), yPacked = Packed(_e);
+                nint u = Floats(e), z = Floats(e), selected = Floats(selectedRow), uPacked = Packed(e), yPacked = Packed(e);
                 Spare = (Memory(c.ConvolutionSize), Memory(c.StateSize));
                 _layers = [.. layers.Select((layer, i) => (Norm(layer.Norm), layer.Arguments with
                 {
@@ -104,7 +104,7 @@ internal sealed class MambaCudaDecoder(Mamba model) : CudaDecoder
                 throw;
             }
 
-            nint Memory(long values) => CudaTensor.Pointer(Buffer(_e * values * sizeof(float)));
+            nint Memory(long values) => CudaTensor.Pointer(Buffer(e * values * sizeof(float)));
         }
 
         protected override (nint First, nint Second) Spare { get; }
